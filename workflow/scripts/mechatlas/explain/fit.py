@@ -1,0 +1,167 @@
+"""The explainer `programs`: from a layer's attention patterns to one explanation per head.
+
+Programs are fitted on train documents. The simplest one whose intersection over union on validation documents comes
+within ``parsimony`` of the best is the explanation. The test documents are never read here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mechatlas.explain.fit_rules import Bank, fit_rules
+from mechatlas.explain.fit_scores import ScoreFit, fit_scores
+from mechatlas.explain.programs import Part, Program, form_key
+from mechatlas.explain.render import render
+from mechatlas.explain.vocabulary import TokenView
+from mechatlas.io import rng_for, seed_for
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """Settings of the explainer `programs` (config: explain.programs).
+
+    Attributes
+    ----------
+    max_parts : int
+        Most symbolic parts in one program.
+    parsimony : float
+        How much validation IoU a simpler program may lack.
+    rule_windows : int
+        Train windows that symbolic mixtures are fitted on; they have so few parameters that more change nothing.
+    scores : ScoreFit
+        Of the learned form.
+    """
+
+    max_parts: int = 3
+    parsimony: float = 0.02
+    rule_windows: int = 16
+    scores: ScoreFit = field(default_factory=ScoreFit)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Windows and the attention patterns of one layer on them (float32 [W, H, T, T])."""
+
+    view: TokenView
+    patterns: np.ndarray
+
+
+def intersection_over_union(predicted: np.ndarray, true: np.ndarray) -> float:
+    """Sum of minima over sum of maxima of two attention patterns, query 0 left out (its row is trivial).
+
+    Parameters
+    ----------
+    predicted, true : float32 [W, T, T]
+    """
+    overlap = float(np.minimum(predicted[:, 1:], true[:, 1:]).sum(dtype=np.float64))
+    total = float(predicted[:, 1:].sum(dtype=np.float64) + true[:, 1:].sum(dtype=np.float64))
+    return overlap / (total - overlap)
+
+
+def shuffle_rows(patterns: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Give every query the attention row of the same position in another window (the control `shuffled`).
+
+    Parameters
+    ----------
+    patterns : float32 [W, H, T, T]
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    float32 [W, H, T, T]
+        Rows still sum to 1 and stay causal; position and distance survive, content does not.
+    """
+    windows, _, length, _ = patterns.shape
+    shuffled = np.empty_like(patterns)
+    for query in range(length):
+        shift = rng.permutation(windows)
+        shuffled[:, :, query] = patterns[shift, :, query]
+    return shuffled
+
+
+def explain_layer(
+    layer: int,
+    train: Sample,
+    validation: Sample,
+    settings: FitSettings,
+    *,
+    control: str = "none",
+    device: str = "cpu",
+) -> list[dict[str, Any]]:
+    """Explain every head of one layer.
+
+    Parameters
+    ----------
+    layer : int
+    train, validation : Sample
+    settings : FitSettings
+    control : str
+        Written into the records: "none", or "shuffled" if the patterns were.
+    device : str
+        Where the learned form is fitted.
+
+    Returns
+    -------
+    list of dict
+        One explanation record per head (see docs/files.md).
+    """
+    heads = train.patterns.shape[1]
+    few = Sample(
+        TokenView(train.view.tokens[: settings.rule_windows], train.view.vocabulary),
+        train.patterns[: settings.rule_windows],
+    )
+    bank = Bank.build(few.view)
+    learned = fit_scores(train.view, train.patterns, settings.scores, device)
+    records = []
+    for head in range(heads):
+        programs = fit_rules(few.view, few.patterns[:, head], bank, settings.max_parts)
+        programs.append(Program(parts=(Part(share=1.0, form=learned[head]),)))
+        ious = [
+            intersection_over_union(p.predict(validation.view), validation.patterns[:, head])
+            for p in programs
+        ]
+        chosen = choose(ious, settings.parsimony)
+        program = programs[chosen]
+        records.append(
+            {
+                "unit": f"L{layer}.H{head}",
+                "layer": layer,
+                "head": head,
+                "explainer": "programs",
+                "control": control,
+                "text": render(program, train.view),
+                "kind": "scores" if chosen == len(programs) - 1 else "rules",
+                "validation_iou": round(ious[chosen], 6),
+                "candidates": [
+                    {
+                        "forms": [form_key(part.form) for part in p.parts],
+                        "validation_iou": round(i, 6),
+                    }
+                    for p, i in zip(programs, ious, strict=True)
+                ],
+                "program": program.to_json(),
+            }
+        )
+    return records
+
+
+def choose(ious: list[float], parsimony: float) -> int:
+    """Index of the first (simplest) program within ``parsimony`` of the best validation IoU."""
+    best = max(ious)
+    return next(i for i, iou in enumerate(ious) if iou >= best - parsimony)
+
+
+def settings_from(programs: Mapping[str, Any], seed: int) -> FitSettings:
+    """Build the settings from the config section ``explain.programs`` and the seed."""
+    values = dict(programs)
+    rules = {name: values.pop(name) for name in ("max_parts", "parsimony", "rule_windows")}
+    return FitSettings(**rules, scores=ScoreFit(**values, seed=seed_for(seed, "score tables")))
+
+
+def shuffled_sample(sample: Sample, seed: int, *names: str | int) -> Sample:
+    """Return the sample with shuffled rows, seeded by the given names."""
+    return Sample(sample.view, shuffle_rows(sample.patterns, rng_for(seed, "shuffled", *names)))

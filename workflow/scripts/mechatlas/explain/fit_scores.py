@@ -1,0 +1,245 @@
+"""Fitting the learned form (`Scores`) to attention patterns, all heads of a layer at once.
+
+The tables minimise the mean cross-entropy between true and predicted attention rows of the train windows plus an L2
+penalty that keeps rarely seen entries near zero. But for the token factors the problem is convex. Gradients are written
+out: with G = softmax(scores) - target, the gradient of every table is a sum of G over the places that read its entry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mechatlas.explain.scores_form import (
+    RELATIONS,
+    C,
+    Scores,
+    class_marks,
+    distance_buckets,
+    relation_arrays,
+)
+from mechatlas.explain.vocabulary import TokenView
+
+
+@dataclass(frozen=True)
+class ScoreFit:
+    """Settings of the fit.
+
+    Attributes
+    ----------
+    steps : int
+        Adam steps; each reads ``batch_windows`` windows, in turn.
+    learning_rate : float
+        Peak of a one-cycle schedule.
+    penalty : float
+        Weight of the sum of squares of all entries.
+    factors : int
+        Rank of the token factors.
+    batch_windows : int
+    seed : int
+        Of the first token factors.
+    """
+
+    steps: int = 90
+    learning_rate: float = 0.15
+    penalty: float = 3e-5
+    factors: int = 8
+    batch_windows: int = 16
+    seed: int = 0
+
+
+def fit_scores(
+    view: TokenView, patterns: np.ndarray, settings: ScoreFit, device: str = "cpu"
+) -> list[Scores]:
+    """Fit one `Scores` form per head.
+
+    Parameters
+    ----------
+    view : TokenView
+        Train windows.
+    patterns : float32 [W, H, T, T]
+        Their attention patterns.
+    settings : ScoreFit
+    device : str
+        Where to compute.
+
+    Returns
+    -------
+    list of Scores
+        One per head.
+    """
+    batches = [
+        (
+            _Data(TokenView(view.tokens[part], view.vocabulary), device),
+            _target(patterns[part], device),
+        )
+        for part in _parts(len(view.tokens), settings.batch_windows)
+    ]
+    tables = _initial_tables(patterns.shape[1], len(view.vocabulary), batches[0][0], settings)
+    optimiser = torch.optim.Adam(
+        list(tables.values()), lr=settings.learning_rate, betas=(0.9, 0.98)
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, settings.learning_rate, total_steps=settings.steps, pct_start=0.15
+    )
+    for step in range(settings.steps):
+        set_gradients(tables, *batches[step % len(batches)], settings.penalty)
+        optimiser.step()
+        schedule.step()
+    return _forms(tables, view)
+
+
+def _parts(windows: int, size: int) -> list[slice]:
+    """Cut windows into batches of nearly equal size, none larger than ``size``."""
+    count = -(-windows // size)
+    edges = np.linspace(0, windows, count + 1).round().astype(int)
+    return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def _target(patterns: np.ndarray, device: str) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(patterns.transpose(1, 0, 2, 3))).to(device)
+
+
+class _Data:
+    """What the scores read besides the tables; shared by all heads. Queries and keys run over all T positions."""
+
+    def __init__(self, view: TokenView, device: str) -> None:
+        windows, length = view.shape
+        gap = np.subtract.outer(np.arange(length), np.arange(length))
+        buckets = distance_buckets(length)
+        hidden = np.where(gap < 0, -np.inf, 0).astype(np.float32)
+        self.tokens = torch.from_numpy(view.tokens).to(device)
+        self.marks = torch.from_numpy(class_marks(view)).to(device)
+        self.relations = torch.from_numpy(relation_arrays(view)).flatten(1).to(device)
+        self.buckets = torch.from_numpy(buckets[np.abs(gap)]).to(device)
+        self.bucket_count = int(buckets.max()) + 1
+        self.hidden = torch.from_numpy(hidden).to(device)
+        self.rows = windows * (length - 1)
+
+
+def _initial_tables(
+    heads: int, size: int, data: _Data, settings: ScoreFit
+) -> dict[str, torch.nn.Parameter]:
+    shapes = {
+        "class_pair": (2 * C, 2 * C),
+        "sink_class": (2 * C,),
+        "sink_token": (size,),
+        "key_token": (size,),
+        "token_before_key": (size,),
+        "distance": (data.bucket_count,),
+        "relations": (len(RELATIONS),),
+        "query_factors": (size, settings.factors),
+        "key_factors": (size, settings.factors),
+    }
+    generator = torch.Generator().manual_seed(settings.seed % 2**63)
+    tables = {}
+    for name, shape in shapes.items():
+        values = torch.zeros(heads, *shape)
+        if name.endswith("factors"):
+            # The product of two zero tables has no gradient, so they start small and random.
+            values = 0.1 * torch.randn(heads, *shape, generator=generator)
+        tables[name] = torch.nn.Parameter(values.to(data.tokens.device), requires_grad=False)
+    return tables
+
+
+def predicted_rows(tables: dict[str, torch.nn.Parameter], data: _Data) -> torch.Tensor:
+    """Attention rows that the tables predict: float32 [H, W, T, T]."""
+    heads = len(tables["relations"])
+    windows, length = data.tokens.shape
+    queries = torch.einsum("wqc,hcd->hwqd", data.marks, tables["class_pair"])
+    queries = torch.cat([queries, tables["query_factors"][:, data.tokens]], dim=-1)
+    keys = torch.cat(
+        [data.marks.expand(heads, -1, -1, -1), tables["key_factors"][:, data.tokens]], dim=-1
+    )
+    scores = (tables["relations"] @ data.relations).view(heads * windows, length, length)
+    scores.baddbmm_(queries.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))
+    scores = scores.view(heads, windows, length, length)
+    key = tables["key_token"][:, data.tokens]
+    key[:, :, 1:] += tables["token_before_key"][:, data.tokens[:, :-1]]
+    scores += key[:, :, None, :]
+    scores += (tables["distance"][:, data.buckets] + data.hidden)[:, None]
+    sink = torch.einsum("wqc,hc->hwq", data.marks, tables["sink_class"])
+    scores[..., 0] = sink + tables["sink_token"][:, data.tokens]
+    return torch.softmax(scores, dim=-1)
+
+
+def set_gradients(
+    tables: dict[str, torch.nn.Parameter], data: _Data, target: torch.Tensor, penalty: float
+) -> None:
+    """Set ``.grad`` of every table to the gradient of the objective.
+
+    The objective is the sum over heads of the mean over rows of the cross-entropy (query 0 left out), plus ``penalty``
+    times the sum of squares of all entries.
+    """
+    error = predicted_rows(tables, data)
+    error -= target
+    error[:, :, 0] = 0
+    error /= data.rows
+    heads, windows, length, _ = error.shape
+    sink = error[..., 0].clone()
+    error[..., 0] = 0
+    grads = {name: torch.zeros_like(table) for name, table in tables.items()}
+    grads["relations"] = error.view(heads, -1) @ data.relations.T
+    grads["sink_class"] = torch.einsum("hwq,wqc->hc", sink, data.marks)
+    _scatter(grads["sink_token"], data.tokens, sink)
+    key = error.sum(2)
+    _scatter(grads["key_token"], data.tokens, key)
+    _scatter(grads["token_before_key"], data.tokens[:, :-1], key[:, :, 1:])
+    grads["distance"].index_add_(1, data.buckets.flatten(), error.sum(1).flatten(1))
+    keys = torch.cat(
+        [data.marks.expand(heads, -1, -1, -1), tables["key_factors"][:, data.tokens]], dim=-1
+    )
+    read = error.flatten(0, 1) @ keys.flatten(0, 1)
+    read = read.view(heads, windows, length, -1)
+    grads["class_pair"] = torch.einsum("wqc,hwqd->hcd", data.marks, read[..., : 2 * C])
+    _scatter(grads["query_factors"], data.tokens, read[..., 2 * C :])
+    written = error.flatten(0, 1).transpose(1, 2) @ tables["query_factors"][:, data.tokens].flatten(
+        0, 1
+    )
+    _scatter(grads["key_factors"], data.tokens, written.view(heads, windows, length, -1))
+    for name, table in tables.items():
+        table.grad = grads[name].add_(table, alpha=2 * penalty)
+
+
+def _scatter(table: torch.Tensor, tokens: torch.Tensor, values: torch.Tensor) -> None:
+    """Add values [H, W, T, ...] to the entries of their tokens in a table [H, V, ...]."""
+    table.index_add_(1, tokens.flatten(), values.flatten(1, 2))
+
+
+def _forms(tables: dict[str, torch.nn.Parameter], view: TokenView) -> list[Scores]:
+    """Round the tables and drop entries that are practically zero or belong to tokens never seen."""
+    arrays = {name: table.cpu().numpy() for name, table in tables.items()}
+    seen = np.unique(view.tokens)
+    return [
+        Scores(
+            sink_class=_rounded(arrays["sink_class"][head]),
+            sink_token=_sparse(arrays["sink_token"][head]),
+            class_pair=tuple(
+                (int(a), int(b), round(float(arrays["class_pair"][head, a, b]), 3))
+                for a, b in np.argwhere(np.abs(arrays["class_pair"][head]) >= 0.02)
+            ),
+            key_token=_sparse(arrays["key_token"][head]),
+            token_before_key=_sparse(arrays["token_before_key"][head]),
+            query_factors=_factors(arrays["query_factors"][head], seen),
+            key_factors=_factors(arrays["key_factors"][head], seen),
+            distance=_rounded(arrays["distance"][head]),
+            relations=dict(zip(RELATIONS, _rounded(arrays["relations"][head]), strict=True)),
+        )
+        for head in range(len(arrays["relations"]))
+    ]
+
+
+def _rounded(values: np.ndarray) -> tuple[float, ...]:
+    return tuple(round(float(v), 3) for v in values)
+
+
+def _sparse(values: np.ndarray) -> tuple[tuple[int, float], ...]:
+    return tuple(
+        (int(i), round(float(values[i]), 3)) for i in np.flatnonzero(np.abs(values) >= 0.02)
+    )
+
+
+def _factors(values: np.ndarray, seen: np.ndarray) -> tuple[tuple[int, tuple[float, ...]], ...]:
+    return tuple((int(i), tuple(round(float(v), 2) for v in values[i])) for i in seen)

@@ -1,0 +1,162 @@
+"""The learned form: a head's attention as a sum of look-ups.
+
+Where no single rule fits, a head is described by tables. The score of a key for a query is the sum of
+
+- an entry for the classes of the query, the token before it, the key and the token before the key,
+- an entry for the key's own token and for the token before the key,
+- a few factors: for each the product of a loading of the query's token and one of the key's token,
+- an entry for the distance (in buckets that grow with it),
+- an entry for each relation that holds between the two positions (see `RELATIONS`);
+
+BOS competes with a score of its own that depends on the query's token and class. A softmax turns the scores into the
+attention row, so each entry is a log-odds that can be read on its own. The tables know tokens, positions and relations
+only: what they cannot predict, the head does for another reason.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from mechatlas.explain.forms import (
+    Delimiter,
+    Duplicate,
+    Form,
+    Induction,
+    Itself,
+    Member,
+    Opener,
+    Previous,
+    SameClass,
+    SameWord,
+    Start,
+)
+from mechatlas.explain.vocabulary import CLASSES, TokenView
+
+RELATIONS: dict[str, Form] = {
+    "self": Itself(),
+    "previous": Previous(offset=1),
+    "two back": Previous(offset=2),
+    "three back": Previous(offset=3),
+    "duplicate": Duplicate(),
+    "latest duplicate": Duplicate(pick="last"),
+    "induction": Induction(),
+    "latest induction": Induction(pick="last"),
+    "induction after two": Induction(prefix=2),
+    "before duplicate": Induction(offset=-1),
+    "same word": SameWord(),
+    "same class": SameClass(),
+    "latest of the same class": SameClass(pick="last"),
+    "previous member": Member(step=-1),
+    "member": Member(),
+    "line start": Start(of="line"),
+    "sentence start": Start(of="sentence"),
+    "delimiter": Delimiter(),
+    "opener": Opener(),
+}
+C = len(CLASSES)
+TokenTable = tuple[tuple[int, float], ...]
+FactorTable = tuple[tuple[int, tuple[float, ...]], ...]
+
+
+def distance_buckets(length: int) -> np.ndarray:
+    """Bucket of each distance 0 .. length-1: exact up to 8, then four per octave (int64 [length])."""
+    distance = np.arange(length)
+    coarse = 8 + np.floor(4 * np.log2(np.maximum(distance, 8) / 8)).astype(np.int64)
+    return np.where(distance < 8, distance, coarse)
+
+
+def relation_arrays(view: TokenView) -> np.ndarray:
+    """Stack the relations of a view: float32 [R, W, T, T]."""
+    return np.stack([view.memo(name, form.affinity) for name, form in RELATIONS.items()])
+
+
+def class_marks(view: TokenView) -> np.ndarray:
+    """One-hot class of each position and, offset by C, of the one before it: float32 [W, T, 2C]."""
+    marks = np.zeros((*view.shape, 2 * C), dtype=np.float32)
+    here = np.eye(C, dtype=np.float32)[view.classes]
+    marks[:, :, :C] = here
+    marks[:, 1:, C:] = here[:, :-1]
+    return marks
+
+
+class Scores(Form):
+    """Softmax over summed look-ups; see the module docstring. All entries are in nats of attention odds."""
+
+    form: Literal["scores"] = "scores"
+    sink_class: tuple[float, ...] = Field(min_length=2 * C, max_length=2 * C)
+    sink_token: TokenTable = ()
+    class_pair: tuple[tuple[int, int, float], ...] = ()
+    key_token: TokenTable = ()
+    token_before_key: TokenTable = ()
+    query_factors: FactorTable = ()
+    key_factors: FactorTable = ()
+    distance: tuple[float, ...] = Field(min_length=1)
+    relations: dict[str, float] = {}
+
+    @model_validator(mode="after")
+    def _known(self) -> Scores:
+        unknown = set(self.relations) - set(RELATIONS)
+        if unknown:
+            raise ValueError(f"unknown relations {sorted(unknown)}; known are {sorted(RELATIONS)}")
+        if any(not (0 <= a < 2 * C and 0 <= b < 2 * C) for a, b, _ in self.class_pair):
+            raise ValueError(f"class_pair holds indices in 0 .. {2 * C - 1}")
+        return self
+
+    def scores(self, view: TokenView) -> np.ndarray:
+        """Return the summed scores: float32 [W, T, T], -inf after the query, the sink in column 0."""
+        windows, length = view.shape
+        pairs = np.zeros((2 * C, 2 * C), dtype=np.float32)
+        for q, k, value in self.class_pair:
+            pairs[q, k] = value
+        queries = view.memo("class marks", class_marks)
+        result = queries @ pairs @ queries.transpose(0, 2, 1)
+        result += self._token_scores(view) + self._distance_scores(length)
+        for name, value in self.relations.items():
+            if value:
+                result += np.float32(value) * view.memo(name, RELATIONS[name].affinity)
+        result[:, :, 0] = queries @ np.asarray(self.sink_class, dtype=np.float32)
+        result[:, :, 0] += _table(self.sink_token, len(view.vocabulary))[view.tokens]
+        result[:, ~np.tril(np.ones((length, length), dtype=bool))] = -np.inf
+        return result
+
+    def _token_scores(self, view: TokenView) -> np.ndarray:
+        size = len(view.vocabulary)
+        key = _table(self.key_token, size)[view.tokens]
+        key[:, 1:] += _table(self.token_before_key, size)[view.tokens[:, :-1]]
+        scores = np.repeat(key[:, None, :], view.shape[1], axis=1)
+        if self.query_factors and self.key_factors:
+            queries = _factor_table(self.query_factors, size)[view.tokens]
+            scores += queries @ _factor_table(self.key_factors, size)[view.tokens].transpose(
+                0, 2, 1
+            )
+        return scores
+
+    def _distance_scores(self, length: int) -> np.ndarray:
+        buckets = np.minimum(distance_buckets(length), len(self.distance) - 1)
+        gap = np.abs(np.subtract.outer(np.arange(length), np.arange(length)))
+        return np.asarray(self.distance, dtype=np.float32)[buckets[gap]]
+
+    def affinity(self, view: TokenView) -> np.ndarray:
+        scores = self.scores(view)
+        scores -= scores.max(-1, keepdims=True)
+        np.exp(scores, out=scores)
+        return scores / scores.sum(-1, keepdims=True)
+
+    def english(self) -> str:
+        return "the tokens that its score tables favour"
+
+
+def _table(entries: TokenTable, size: int) -> np.ndarray:
+    table = np.zeros(size, dtype=np.float32)
+    for token, value in entries:
+        table[token] = value
+    return table
+
+
+def _factor_table(entries: FactorTable, size: int) -> np.ndarray:
+    table = np.zeros((size, len(entries[0][1])), dtype=np.float32)
+    table[[token for token, _ in entries]] = [loadings for _, loadings in entries]
+    return table

@@ -1,0 +1,119 @@
+"""Scores of head explanations on test documents, kept per document and per event."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mechatlas.explain.records import Head, Predictor
+from mechatlas.explain.vocabulary import TokenView, Vocabulary
+from mechatlas.io import progress
+from mechatlas.score.patterns import SUMS, active_counts, pattern_sums
+
+Variants = Mapping[str, Mapping[Head, Predictor]]
+#: Windows predicted at once are bounded by this many attention entries (float32).
+ENTRIES_PER_BATCH = 2**20
+
+
+def score_patterns(
+    layer: int,
+    windows: pd.DataFrame,
+    patterns: np.ndarray,
+    vocabulary: Vocabulary,
+    variants: Variants,
+    active_attention: float,
+) -> list[dict[str, Any]]:
+    """Compare predicted with true attention rows of one layer, summed per document.
+
+    Parameters
+    ----------
+    layer : int
+    windows : data frame
+        Columns ``doc`` and ``tokens``, one row per pattern of the test split.
+    patterns : float32 [W, H, T, T]
+        The true patterns of these windows.
+    vocabulary : Vocabulary
+    variants : mapping
+        Control name ("none" is the explanation) -> (layer, head) -> program or other predictor.
+    active_attention : float
+        Attention from which a pair counts as active (see `active_counts`).
+
+    Returns
+    -------
+    list of dict
+        One row per head, variant and document: the sums of `SUMS`, ``active`` and ``other`` (counts per bin).
+    """
+    view = TokenView(np.stack(windows["tokens"].to_list()), vocabulary)
+    documents, inverse = np.unique(windows["doc"].to_numpy().astype(str), return_inverse=True)
+    rows = []
+    for head in range(patterns.shape[1]):
+        for control, programs in variants.items():
+            if (layer, head) not in programs:
+                continue
+            predicted = programs[(layer, head)].predict(view)
+            sums = _by_document(pattern_sums(predicted, patterns[:, head]), inverse)
+            counts = _by_document(
+                active_counts(predicted, patterns[:, head], active_attention), inverse
+            )
+            rows += [
+                {"layer": layer, "head": head, "control": control, "doc": doc}
+                | dict(zip(SUMS, sums[d].tolist(), strict=True))
+                | {"active": counts[d, 0].astype(np.int32), "other": counts[d, 1].astype(np.int32)}
+                for d, doc in enumerate(documents)
+            ]
+    return rows
+
+
+def _by_document(values: np.ndarray, inverse: np.ndarray) -> np.ndarray:
+    total = np.zeros((inverse.max() + 1, *values.shape[1:]), dtype=values.dtype)
+    np.add.at(total, inverse, values)
+    return total
+
+
+def predict_events(
+    events: pd.DataFrame,
+    tokens: Callable[[np.ndarray], np.ndarray],
+    vocabulary: Vocabulary,
+    variants: Variants,
+) -> pd.DataFrame:
+    """Predict the attention of every event by every variant.
+
+    Parameters
+    ----------
+    events : data frame
+        Test events of all heads: layer, head, window, query, key and further columns that are kept.
+    tokens : callable
+        Maps window ids int [n] to their tokens int [n, T].
+    vocabulary : Vocabulary
+    variants : mapping
+        See `score_patterns`.
+
+    Returns
+    -------
+    data frame
+        The events once per variant, with columns ``control`` and ``prediction`` (float32 attention).
+    """
+    window_ids = np.unique(events["window"].to_numpy())
+    predictions = {name: np.full(len(events), np.nan, dtype=np.float32) for name in variants}
+    length = tokens(window_ids[:1]).shape[1] if len(window_ids) else 1
+    size = max(1, ENTRIES_PER_BATCH // length**2)
+    batches = [window_ids[i : i + size] for i in range(0, len(window_ids), size)]
+    place = np.arange(len(events))
+    keys = ["layer", "head"]
+    for batch in progress(batches, desc="predict events", unit="batch"):
+        view = TokenView(tokens(batch), vocabulary)
+        inside = events["window"].isin(batch).to_numpy()
+        for (layer, head), group in events[inside].assign(place=place[inside]).groupby(keys):
+            row = np.searchsorted(batch, group["window"].to_numpy())
+            at = (row, group["query"].to_numpy(), group["key"].to_numpy())
+            for control, programs in variants.items():
+                if (layer, head) in programs:
+                    predicted = programs[(layer, head)].predict(view)
+                    predictions[control][group["place"].to_numpy()] = predicted[at]
+    frames = [
+        events.assign(control=name, prediction=values) for name, values in predictions.items()
+    ]
+    return pd.concat(frames, ignore_index=True).dropna(subset="prediction")

@@ -1,0 +1,224 @@
+"""Causal checks: run the model on predicted attention instead of its own.
+
+For one head at a time the pattern is replaced by what its program predicts, by what a control predicts, and by the mean
+pattern of the head over train windows (mean-pattern ablation). The share of the ablation's loss increase that the
+program avoids is the loss recovered. For the whole model a growing share of the heads runs on programs at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from mechatlas.explain.records import Head, Predictor
+from mechatlas.explain.vocabulary import TokenView, Vocabulary
+from mechatlas.io import progress, rng_for
+from mechatlas.models.transformer import Hook, Transformer
+
+Patterns = Mapping[Head, torch.Tensor]
+MEAN = "mean_pattern"
+
+
+def replace_patterns(patterns: Patterns) -> dict[str, Hook]:
+    """Return hooks that put given patterns in the place of the heads' own.
+
+    Parameters
+    ----------
+    patterns : mapping
+        (layer, head) -> attention pattern [B, T, T] or [T, T], rows summing to 1.
+    """
+    by_layer: dict[int, list[tuple[int, torch.Tensor]]] = {}
+    for (layer, head), pattern in patterns.items():
+        by_layer.setdefault(layer, []).append((head, pattern))
+
+    def hook(value: torch.Tensor, layer: int) -> torch.Tensor | None:
+        if layer not in by_layer:
+            return None
+        value = value.clone()
+        for head, pattern in by_layer[layer]:
+            value[:, head] = pattern.to(value.dtype)
+        return value
+
+    return {"pattern": hook}
+
+
+class Replacer:
+    """Losses of a model under replaced attention on a set of windows.
+
+    Parameters
+    ----------
+    model : Transformer
+    tokens : int64 [W, T]
+        Test windows.
+    vocabulary : Vocabulary
+    mean_patterns : mapping
+        (layer, head) -> mean train pattern, float32 [T, T].
+    batch_windows : int
+        Windows per forward pass.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokens: np.ndarray,
+        vocabulary: Vocabulary,
+        mean_patterns: Mapping[Head, np.ndarray],
+        batch_windows: int,
+    ) -> None:
+        self.model = model
+        self.mean = {h: torch.from_numpy(p).to(model.device) for h, p in mean_patterns.items()}
+        self.batches = [tokens[i : i + batch_windows] for i in range(0, len(tokens), batch_windows)]
+        self.vocabulary = vocabulary
+        #: Tokens of a window that have a loss: all but the first.
+        self.predicted_tokens = tokens.shape[1] - 1
+
+    @torch.inference_mode()
+    def single_heads(
+        self, variants: Mapping[str, Mapping[Head, Predictor]]
+    ) -> dict[Any, np.ndarray]:
+        """Replace one head at a time.
+
+        Returns
+        -------
+        dict
+            (layer, head, variant) -> summed loss per window, float64 [W], in nats; variants are those given, and
+            `MEAN` whether given or not; (-1, -1, "model") is the untouched model.
+        """
+        parts: dict[Any, list[np.ndarray]] = {}
+        for tokens, view in self._views("replace single heads"):
+            starts: list[torch.Tensor] = []
+            record = {"resid_pre": lambda x, _layer, starts=starts: starts.append(x)}
+            self._add(parts, (-1, -1, "model"), self.model.losses(tokens, record))
+            for head in self.mean:
+                resume = (head[0], starts[head[0]])
+                for name, pattern in self._single(head, view, variants):
+                    losses = self.model.losses(
+                        tokens, replace_patterns({head: pattern}), resume=resume
+                    )
+                    self._add(parts, (*head, name), losses)
+        return {key: np.concatenate(values) for key, values in parts.items()}
+
+    @torch.inference_mode()
+    def groups(
+        self, programs: Mapping[Head, Predictor], groups: Mapping[Any, tuple[str, Sequence[Head]]]
+    ) -> dict[Any, np.ndarray]:
+        """Replace groups of heads at once.
+
+        Parameters
+        ----------
+        programs : mapping
+            (layer, head) -> program.
+        groups : mapping
+            Key -> ("program" or `MEAN`, heads).
+
+        Returns
+        -------
+        dict
+            Key -> summed loss per window, float64 [W].
+        """
+        parts: dict[Any, list[np.ndarray]] = {}
+        for tokens, view in self._views("replace groups of heads"):
+            predicted = {head: self._predict(program, view) for head, program in programs.items()}
+            for key, (kind, heads) in groups.items():
+                source = self.mean if kind == MEAN else predicted
+                hooks = replace_patterns({head: source[head] for head in heads})
+                self._add(parts, key, self.model.losses(tokens, hooks))
+        return {key: np.concatenate(values) for key, values in parts.items()}
+
+    def _views(self, desc: str) -> Iterator[tuple[torch.Tensor, TokenView]]:
+        for batch in progress(self.batches, desc=desc, unit="batch"):
+            tokens = torch.from_numpy(batch).to(self.model.device)
+            yield tokens, TokenView(batch, self.vocabulary)
+
+    def _single(
+        self, head: Head, view: TokenView, variants: Mapping[str, Mapping[Head, Predictor]]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, programs in variants.items():
+            if head in programs and name != MEAN:
+                yield name, self._predict(programs[head], view)
+        yield MEAN, self.mean[head]
+
+    def _predict(self, program: Predictor, view: TokenView) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(program.predict(view))).to(self.model.device)
+
+    @staticmethod
+    def _add(parts: dict[Any, list[np.ndarray]], key: Any, losses: torch.Tensor) -> None:
+        parts.setdefault(key, []).append(losses.double().sum(-1).cpu().numpy())
+
+
+def curve_groups(
+    ranked: Sequence[Head], shares: Sequence[float], random_orders: int, seed: int
+) -> dict[tuple[str, int, float], tuple[str, Sequence[Head]]]:
+    """Plan the replacement curve.
+
+    Parameters
+    ----------
+    ranked : sequence of (layer, head)
+        Best explained first (by validation score, so that the test documents do not choose).
+    shares : sequence of float
+        Shares of heads to replace, in (0, 1]; at least one head is replaced.
+    random_orders : int
+        Number of random orders beside the ranking.
+    seed : int
+
+    Returns
+    -------
+    dict
+        (order, repeat, share) -> (kind, heads) with orders "model" (nothing replaced), "best" and "random" (run on
+        programs) and "mean_pattern" (the best order run on mean patterns).
+    """
+    orders: list[tuple[str, int, str, Sequence[Head]]] = [("best", 0, "program", ranked)]
+    for repeat in range(random_orders):
+        shuffled = rng_for(seed, "random order", repeat).permutation(len(ranked))
+        orders.append(("random", repeat, "program", [ranked[i] for i in shuffled]))
+    orders.append((MEAN, 0, MEAN, ranked))
+    groups: dict[tuple[str, int, float], tuple[str, Sequence[Head]]] = {
+        ("model", 0, 0.0): ("program", [])
+    }
+    for name, repeat, kind, heads in orders:
+        for share in shares:
+            count = max(1, round(share * len(heads)))
+            groups[(name, repeat, float(share))] = (kind, heads[:count])
+    return groups
+
+
+def rank_heads(records: Sequence[Mapping[str, Any]]) -> list[Head]:
+    """Order heads by the validation IoU of their explanations, best first, ties by place."""
+    own = [r for r in records if r["control"] == "none"]
+    own.sort(key=lambda r: (-r["validation_iou"], r["layer"], r["head"]))
+    return [(r["layer"], r["head"]) for r in own]
+
+
+def head_table(
+    losses: Mapping[Any, np.ndarray], documents: np.ndarray, replacer: Replacer
+) -> pd.DataFrame:
+    """Sum single-head losses per document: layer, head, variant, doc, loss (nats), tokens."""
+    keys = pd.DataFrame(list(losses), columns=["layer", "head", "variant"])
+    return _by_document(keys, losses, documents, replacer.predicted_tokens)
+
+
+def curve_table(
+    losses: Mapping[Any, np.ndarray],
+    groups: Mapping[Any, tuple[str, Sequence[Head]]],
+    documents: np.ndarray,
+    replacer: Replacer,
+) -> pd.DataFrame:
+    """Sum losses of the replacement curve per document: order, repeat, share, heads, doc, loss (nats), tokens."""
+    keys = pd.DataFrame(list(losses), columns=["order", "repeat", "share"])
+    keys["heads"] = [len(groups[key][1]) for key in losses]
+    return _by_document(keys, losses, documents, replacer.predicted_tokens)
+
+
+def _by_document(
+    keys: pd.DataFrame, losses: Mapping[Any, np.ndarray], documents: np.ndarray, tokens: int
+) -> pd.DataFrame:
+    names, inverse = np.unique(documents.astype(str), return_inverse=True)
+    table = keys.loc[keys.index.repeat(len(names))].reset_index(drop=True)
+    table["doc"] = np.tile(names, len(keys))
+    table["loss"] = np.concatenate([np.bincount(inverse, value) for value in losses.values()])
+    table["tokens"] = np.tile(np.bincount(inverse) * tokens, len(keys))
+    return table

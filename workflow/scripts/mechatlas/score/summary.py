@@ -1,0 +1,282 @@
+"""From sums per document to scores with intervals, controls and adjusted p-values.
+
+Every metric of every head is bootstrapped over test documents. A control is the same metric for an explanation that
+should fail; its documents are resampled together with the explanation's, so the difference has its own interval and
+p-value. p-values are adjusted over the heads of a model (Benjamini and Hochberg 1995), apart for each metric and
+control.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mechatlas.io import rng_for
+from mechatlas.score.patterns import (
+    LOWER_IS_BETTER,
+    PATTERN_METRICS,
+    SUMS,
+    active_average_precision,
+)
+from mechatlas.stats.bootstrap import (
+    adjust_fdr,
+    document_weights,
+    interval,
+    replicate,
+    sign_p_value,
+)
+from mechatlas.stats.ranking import BINS, roc_auc, score_bins
+
+NEGATIVES = ("negative_same_query", "negative_same_key", "negative_same_distance")
+HEAD = ["layer", "head"]
+COLUMNS = [
+    "unit", "layer", "head", "explainer", "metric", "control", "value", "low", "high", "difference",
+    "difference_low", "difference_high", "p_value", "q_value", "beats_control", "documents", "status", "reason",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SummarySettings:
+    """Settings of the summary (config: score).
+
+    Attributes
+    ----------
+    bootstrap : int
+        Replicates.
+    confidence : float
+        Of the intervals, such as 0.95.
+    fdr : float
+        False discovery rate at which a head counts as better than a control.
+    min_events : int
+        Fewest top events, and fewest matched negatives of a kind, for an AUC.
+    seed : int
+    """
+
+    bootstrap: int
+    confidence: float
+    fdr: float
+    min_events: int
+    seed: int
+
+
+@dataclass
+class Metric:
+    """Replicates of one metric of one head under one variant, or why there are none."""
+
+    values: np.ndarray | None
+    documents: int = 0
+    reason: str = ""
+
+
+Table = dict[tuple[int, int, str, str], Metric]  # (layer, head, metric, control)
+
+
+def summarise(
+    documents: pd.DataFrame, events: pd.DataFrame, losses: pd.DataFrame, settings: SummarySettings
+) -> pd.DataFrame:
+    """Score every head on every metric against every control.
+
+    Parameters
+    ----------
+    documents : data frame
+        Pattern sums per head, control and document (`mechatlas.score.heads.score_patterns`), the rows of a
+        random-weight model included as control "random_weights".
+    events : data frame
+        Event predictions (`mechatlas.score.heads.predict_events`), likewise.
+    losses : data frame
+        layer, head, variant, doc, loss, tokens of the single-head replacements.
+    settings : SummarySettings
+
+    Returns
+    -------
+    data frame
+        Columns `COLUMNS`. Rows with control "none" hold the explanation's own score; the others hold the control's
+        score and the explanation's advantage over it (positive is better, also where less is better).
+    """
+    table: Table = {}
+    _add_patterns(table, documents, settings)
+    _add_events(table, events, settings)
+    _add_losses(table, losses, settings)
+    frame = pd.DataFrame([_row(key, table, settings) for key in sorted(table)], columns=COLUMNS)
+    for _, group in frame[frame["control"] != "none"].groupby(["metric", "control"]):
+        frame.loc[group.index, "q_value"] = adjust_fdr(group["p_value"].to_numpy())
+    significant = (frame["q_value"] <= settings.fdr) & (frame["difference"] > 0)
+    frame["beats_control"] = significant.where(frame["q_value"].notna(), None)
+    return frame
+
+
+def with_control(own: pd.DataFrame, random_weights: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Append what the same explainer reached on the random-weight model as control "random_weights"."""
+    frames = [own]
+    for frame in random_weights:
+        plain = frame[frame["control"] == "none"]
+        frames.append(plain.assign(control="random_weights"))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _weights(
+    frame: pd.DataFrame, settings: SummarySettings, use: str
+) -> tuple[list[str], np.ndarray]:
+    names = sorted(frame["doc"].astype(str).unique())
+    rng = rng_for(settings.seed, "bootstrap", use)
+    return names, document_weights(len(names), settings.bootstrap, rng)
+
+
+def _add_patterns(table: Table, documents: pd.DataFrame, settings: SummarySettings) -> None:
+    names, weights = _weights(documents, settings, "patterns")
+    place = {name: i for i, name in enumerate(names)}
+    for (layer, head, control), group in documents.groupby([*HEAD, "control"]):
+        at = group["doc"].astype(str).map(place).to_numpy()
+        sums = np.zeros((len(names), len(SUMS)))
+        sums[at] = group[list(SUMS)].to_numpy()
+        counts = np.zeros((len(names), 2, BINS))
+        counts[at, 0] = np.stack(group["active"].to_list())
+        counts[at, 1] = np.stack(group["other"].to_list())
+        totals: list[tuple[str, np.ndarray, Callable[[np.ndarray], np.ndarray]]] = [
+            (metric, sums, statistic) for metric, statistic in PATTERN_METRICS.items()
+        ]
+        totals.append(("average_precision", counts, active_average_precision))
+        for metric, data, statistic in totals:
+            values = replicate(data, weights, statistic)
+            reason = "" if np.isfinite(values[0]) else _undefined(metric)
+            key = (int(layer), int(head), metric, str(control))
+            table[key] = Metric(None if reason else values, len(at), reason)
+
+
+def _undefined(metric: str) -> str:
+    if metric == "average_precision":
+        return "no pair of the test patterns is active"
+    return "the predicted or the true pattern is constant"
+
+
+def _add_events(table: Table, events: pd.DataFrame, settings: SummarySettings) -> None:
+    if not len(events):
+        return
+    names, weights = _weights(events, settings, "events")
+    place = {name: i for i, name in enumerate(names)}
+    events = events.assign(
+        at=events["doc"].astype(str).map(place), bin=score_bins(events["prediction"])
+    )
+    for (layer, head, control), group in events.groupby([*HEAD, "control"]):
+        top = group[group["role"] == "top"]
+        for role in NEGATIVES:
+            negative = group[group["role"] == role]
+            key = (int(layer), int(head), f"auc_{role}", str(control))
+            fewest = min(len(top), len(negative))
+            if fewest < settings.min_events:
+                table[key] = Metric(
+                    None, 0, f"{fewest} test events, fewer than {settings.min_events}"
+                )
+                continue
+            # Only positives whose negative exists count, so that both sides are matched.
+            pairs = top.merge(
+                negative[["window", "anchor_query", "anchor_key"]],
+                left_on=["window", "query", "key"],
+                right_on=["window", "anchor_query", "anchor_key"],
+                suffixes=("", "_negative"),
+            )
+            counts = np.stack([_counts(pairs, len(names)), _counts(negative, len(names))], axis=1)
+            values = replicate(counts, weights, lambda t: roc_auc(t[:, 0], t[:, 1]))
+            table[key] = Metric(values, int((counts.sum((1, 2)) > 0).sum()))
+
+
+def _counts(events: pd.DataFrame, documents: int) -> np.ndarray:
+    codes = events["at"].to_numpy() * BINS + events["bin"].to_numpy()
+    return (
+        np.bincount(codes, minlength=documents * BINS).reshape(documents, BINS).astype(np.float64)
+    )
+
+
+def _add_losses(table: Table, losses: pd.DataFrame, settings: SummarySettings) -> None:
+    names, weights = _weights(losses, settings, "losses")
+    wide = losses.assign(doc=losses["doc"].astype(str)).pivot_table(
+        index=[*HEAD, "variant"], columns="doc", values="loss", aggfunc="sum"
+    )[names]
+    model = wide.loc[(-1, -1, "model")].to_numpy()
+    for layer, head in sorted({(a, b) for a, b, _ in wide.index if a >= 0}):
+        mean = wide.loc[(layer, head, "mean_pattern")].to_numpy()
+        harm = replicate(mean - model, weights, lambda t: t)
+        low, high = interval(harm, settings.confidence)
+        for variant in wide.loc[(layer, head)].index.drop("mean_pattern"):
+            key = (layer, head, "loss_recovered", str(variant))
+            if not low > 0:
+                table[key] = Metric(
+                    None, 0, "mean-pattern ablation does not raise the loss beyond its interval"
+                )
+                continue
+            sums = np.stack([mean - wide.loc[(layer, head, variant)].to_numpy(), mean - model], 1)
+            table[key] = Metric(replicate(sums, weights, lambda t: t[:, 0] / t[:, 1]), len(names))
+
+
+def _row(key: tuple[int, int, str, str], table: Table, settings: SummarySettings) -> dict[str, Any]:
+    layer, head, metric, control = key
+    item = table[key]
+    row: dict[str, Any] = dict.fromkeys(COLUMNS, np.nan)
+    row |= {
+        "unit": f"L{layer}.H{head}",
+        "layer": layer,
+        "head": head,
+        "explainer": "programs",
+        "metric": metric,
+        "control": control,
+        "documents": item.documents,
+        "status": "scored" if item.values is not None else "unscored",
+        "reason": item.reason,
+    }
+    if item.values is None:
+        return row
+    row["value"] = item.values[0]
+    row["low"], row["high"] = interval(item.values, settings.confidence)
+    own = table.get((layer, head, metric, "none"))
+    if control != "none" and own is not None and own.values is not None:
+        sign = -1 if metric in LOWER_IS_BETTER else 1
+        difference = sign * (own.values - item.values)
+        row["difference"] = difference[0]
+        row["difference_low"], row["difference_high"] = interval(difference, settings.confidence)
+        row["p_value"] = sign_p_value(difference)
+    return row
+
+
+def summarise_curve(losses: pd.DataFrame, settings: SummarySettings) -> pd.DataFrame:
+    """Turn losses of the replacement curve into perplexity ratios with intervals.
+
+    Parameters
+    ----------
+    losses : data frame
+        order, repeat, share, heads, doc, loss, tokens; order "model" is the untouched model.
+    settings : SummarySettings
+
+    Returns
+    -------
+    data frame
+        order, share, heads, perplexity, ratio (to the untouched model), low, high. Random orders are averaged
+        (geometric mean of perplexities).
+    """
+    names, weights = _weights(losses, settings, "curve")
+    losses = losses.assign(doc=losses["doc"].astype(str))
+    base_group = losses[losses["order"] == "model"].set_index("doc").loc[names]
+    base, tokens = base_group["loss"].to_numpy(), base_group["tokens"].to_numpy()
+    rows = []
+    replaced = losses[losses["order"] != "model"]
+    for (order, share), group in replaced.groupby(["order", "share"], sort=True):
+        mean = group.groupby("doc")["loss"].mean().loc[names].to_numpy()
+        sums = np.stack([mean, base, tokens.astype(np.float64)], axis=1)
+        per_token = replicate(sums, weights, lambda t: t[:, 0] / t[:, 2])
+        ratio = replicate(sums, weights, lambda t: np.exp((t[:, 0] - t[:, 1]) / t[:, 2]))
+        low, high = interval(ratio, settings.confidence)
+        rows.append(
+            {
+                "order": order,
+                "share": share,
+                "heads": int(group["heads"].iloc[0]),
+                "perplexity": float(np.exp(per_token[0])),
+                "ratio": ratio[0],
+                "low": low,
+                "high": high,
+            }  # fmt: skip
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,83 @@
+"""Bootstrap over documents for statistics that are functions of sums.
+
+Windows of one document are not independent, so documents are resampled, never windows or events. Every statistic used
+here is a function of sums over documents (a ratio of sums, a correlation, an area under a curve from counts); one
+matrix product of resampling weights and per-document sums therefore gives all replicates at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+
+def document_weights(documents: int, replicates: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw how often each document occurs in each bootstrap replicate.
+
+    Returns
+    -------
+    float64 [replicates + 1, documents]
+        Row 0 is all ones: the observed sample.
+    """
+    drawn = rng.multinomial(documents, np.full(documents, 1 / documents), size=replicates)
+    return np.concatenate([np.ones((1, documents)), drawn]).astype(np.float64)
+
+
+def replicate(
+    sums: np.ndarray, weights: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Evaluate a statistic on the observed sample and on all replicates.
+
+    Parameters
+    ----------
+    sums : float64 [documents, ...]
+        Per-document sums.
+    weights : float64 [replicates + 1, documents]
+    statistic : callable
+        Maps totals [replicates + 1, ...] to values [replicates + 1].
+
+    Returns
+    -------
+    float64 [replicates + 1]
+        The observed value first.
+    """
+    totals = np.tensordot(weights, sums, axes=(1, 0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return statistic(totals)
+
+
+def interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Percentile interval of replicates (the observed value in place 0 is left out); NaN if too few are finite."""
+    finite = values[1:][np.isfinite(values[1:])]
+    if len(finite) < 0.9 * (len(values) - 1) or not len(finite):
+        return float("nan"), float("nan")
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(finite, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def sign_p_value(differences: np.ndarray) -> float:
+    """Two-sided bootstrap p-value that a difference is zero (observed value in place 0 is left out).
+
+    Twice the smaller share of replicates on either side of zero, with one pseudo-count, so never below
+    2 / (replicates + 1) (Davison and Hinkley 1997, section 4.2).
+    """
+    finite = differences[1:][np.isfinite(differences[1:])]
+    if not len(finite):
+        return float("nan")
+    below = (np.count_nonzero(finite <= 0) + 1) / (len(finite) + 1)
+    above = (np.count_nonzero(finite >= 0) + 1) / (len(finite) + 1)
+    return float(min(1.0, 2 * min(below, above)))
+
+
+def adjust_fdr(p_values: np.ndarray) -> np.ndarray:
+    """Benjamini-Hochberg adjusted p-values; NaNs stay NaN and do not count as tests."""
+    from scipy.stats import false_discovery_control
+
+    p_values = np.asarray(p_values, dtype=np.float64)
+    adjusted = np.full(p_values.shape, np.nan)
+    known = np.isfinite(p_values)
+    if known.any():
+        adjusted[known] = false_discovery_control(p_values[known], method="bh")
+    return adjusted
