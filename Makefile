@@ -1,0 +1,51 @@
+# make demo: install and run the embedded default.   make test: every check.   make help: the rest.
+PYTHON ?= python3
+VENV ?= .venv
+CORES ?= all
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
+	@echo "Variables: PYTHON (3.11 or newer), CORES ($(CORES)), VENV ($(VENV))"
+
+install: $(STAMP) ## create the virtual environment from the pinned requirements
+
+# torch comes first and alone, so that a CPU build already at hand is taken.
+$(STAMP): envs/requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: $(PYTHON) is older than Python 3.11; set another one: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' envs/requirements.lock)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+demo: $(STAMP) ## run the default workflow and print where the report is
+	$(BIN)/snakemake --cores $(CORES) --resources gpu=1
+	@echo "The report: $(CURDIR)/results/report/index.html"
+
+test: lint ## the full test suite, lint included
+	$(BIN)/python -m pytest -q
+
+lint: $(STAMP) ## snakemake --lint, snakefmt, ruff, rule hygiene, generated files
+	$(BIN)/snakemake --lint
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m mechatlas.config_docs --check
+	$(BIN)/python -m pytest -q tests/workflow/test_hygiene.py
+
+format: $(STAMP) ## format Python and Snakemake files
+	$(BIN)/snakefmt Snakefile workflow
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## benchmarks against a bare forward pass, as a table and as JSON
+	$(BIN)/python -m benchmarks.run
+
+clean: ## remove results, logs and caches (the environment and downloads stay)
+	rm -rf results logs .pytest_cache .ruff_cache .snakemake

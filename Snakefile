@@ -1,0 +1,43 @@
+# mechatlas: from a language model and a text corpus to a tested atlas of the model's insides.
+# Run: snakemake --cores N --resources gpu=1    Targets: workflow/rules/collect.smk    Keys: config/README.md
+from snakemake.utils import min_version
+
+min_version("9.19")
+
+
+# A working directory may bring its own config/config.yaml; without one the embedded default applies.
+DEFAULT_CONFIG = "config/config.yaml"
+if not os.path.exists(DEFAULT_CONFIG):
+    DEFAULT_CONFIG = str(workflow.current_basedir.join(DEFAULT_CONFIG))
+
+
+configfile: DEFAULT_CONFIG
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+
+
+rule all:
+    """Everything, with a manifest of checksums (the default)."""
+    input:
+        "results/manifest.sha256",
+
+
+include: "workflow/rules/collect.smk"
+include: "workflow/rules/prepare.smk"
+include: "workflow/rules/capture.smk"
+include: "workflow/rules/explain.smk"
+include: "workflow/rules/score.smk"
+include: "workflow/rules/report.smk"
+include: "workflow/rules/training.smk"
+
+
+onsuccess:
+    tell_report()
+
+
+onerror:
+    tell_failure(log)

@@ -1,0 +1,130 @@
+"""A copy of the workflow whose scripts only make files, so that the engine's behaviour can be tested in seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import save_file
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+COPIED = ("Snakefile", "config", "profiles", "workflow", "envs")
+STUB = '''"""Stands in for the real script: makes every output and nothing else."""
+from pathlib import Path
+
+for path in snakemake.output:
+    path = Path(path)
+    if path.suffix in ("",):
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "index.json").write_text(snakemake.rule)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{snakemake.rule} {dict(snakemake.wildcards)}")
+if snakemake.rule == "write_manifest":
+    Path("results/listed.txt").write_text("\\n".join(snakemake.input))
+for path in snakemake.log:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).touch()
+'''
+
+# What some stubs seem to import, so that a change there must run them again.
+STUB_IMPORTS = {
+    "capture_heads": "mechatlas.models.transformer",
+    "summarise_scores": "mechatlas.score.summary",
+}
+
+
+def fake_model(folder: Path, *, context: int = 256, model_type: str = "gpt2") -> Path:
+    """Write a folder that looks like a model as far as the checks before a run can see."""
+    folder.mkdir(parents=True)
+    config = {
+        "model_type": model_type,
+        "n_positions": context,
+        **{"n_layer": 2, "n_head": 2, "n_embd": 8, "vocab_size": 32},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text("{}")
+    save_file({"weight": np.zeros((4, 4), np.float32)}, folder / "model.safetensors")
+    return folder
+
+
+def copy_workflow(folder: Path, *, stubs: bool) -> Path:
+    """Copy what a run needs into ``folder``, with fake models in place of the embedded ones."""
+    folder.mkdir(parents=True)
+    for name in COPIED:
+        source = REPOSITORY / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / name)
+    for name in ("demo-4l", "demo-2l"):
+        fake_model(folder / "resources" / "models" / name)
+    recipe = REPOSITORY / "resources" / "models" / "recipe.yaml"
+    if recipe.exists():
+        shutil.copy(recipe, folder / "resources" / "models")
+    if stubs:
+        for script in (folder / "workflow" / "scripts").glob("*.py"):
+            name = STUB_IMPORTS.get(script.stem, "pathlib")
+            script.write_text(f"{STUB}\n\ndef unused():\n    import {name}\n")
+    return folder
+
+
+def snakemake(folder: Path, *arguments: str, check: bool = True) -> str:
+    """Run Snakemake in ``folder``; return stdout and stderr together."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    output = done.stdout + done.stderr
+    if check:
+        assert done.returncode == 0, output
+    else:
+        assert done.returncode != 0, output
+    return output
+
+
+def job_counts(folder: Path, *arguments: str) -> dict[str, int]:
+    """Return how many jobs of each rule a dry run plans."""
+    output = snakemake(folder, "-n", "--quiet=rules", *arguments)
+    if "Nothing to be done" in output:
+        return {}
+    assert "Job stats:" in output, output
+    table = output.split("Job stats:", 1)[1]
+    rows = re.findall(r"^(\w+) +(\d+)$", table, flags=re.MULTILINE)
+    return {rule: int(count) for rule, count in rows if rule != "total"}
+
+
+def write_yaml(path: Path, value: object) -> Path:
+    path.write_text(yaml.safe_dump(value))
+    return path
+
+
+@pytest.fixture(scope="session")
+def workflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workflow with fake models and real scripts; nothing has run."""
+    return copy_workflow(tmp_path_factory.mktemp("plain") / "mechatlas", stubs=False)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workflow with one model, one source and stubs for scripts, run to the end, in a path with a space."""
+    folder = copy_workflow(tmp_path_factory.mktemp("finished") / "with space", stubs=True)
+    config = yaml.safe_load((folder / "config" / "config.yaml").read_text())
+    config["models"].pop("demo-2l")
+    config["sources"].pop("synthetic-qa")
+    write_yaml(folder / "config" / "config.yaml", config)
+    snakemake(folder, "--cores", "2", "--resources", "gpu=1")
+    return folder

@@ -1,0 +1,73 @@
+"""The digest that decides what a change of the library makes run again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mechatlas.io import closure as module
+from mechatlas.io import digest
+
+FILES = {
+    "io/seeds.py": "SEED = 1",
+    "io/__init__.py": "from mechatlas.io.seeds import SEED",
+    "models/__init__.py": "",
+    "models/deep.py": "X = 1",
+    "models/shallow.py": "def f():\n    from mechatlas.models.deep import X\n    return X",
+    "score/__init__.py": "",
+    "score/other.py": "Y = 1",
+}
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = tmp_path / "mechatlas"
+    for name, text in FILES.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    (tmp_path / "script.py").write_text(
+        "from mechatlas.models import shallow\nimport mechatlas.io\n"
+    )
+    for place in (module, digest):
+        monkeypatch.setattr(place, "PACKAGE", root)
+    return root
+
+
+def closure_digest(root: Path) -> str:
+    module.closure.cache_clear()
+    module._read.cache_clear()
+    return module.closure_digest(root)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "changes"),
+    [
+        ("models/deep.py", "X = 2", True),
+        ("models/shallow.py", FILES["models/shallow.py"] + " + 1", True),
+        ("models/deep.py", '"""A docstring."""\n# a comment\nX  =  1', False),
+        ("io/seeds.py", "SEED = 2", True),
+        ("io/__init__.py", "from mechatlas.io.seeds import SEED\nZ = 1", False),
+        ("score/other.py", "Y = 2", False),
+    ],
+)
+def test_digest_changes_with_the_code_that_is_imported(
+    name: str, text: str, changes: bool, package: Path
+) -> None:
+    script = package.parent / "script.py"
+    before = closure_digest(script)
+    (package / name).write_text(text)
+    assert (closure_digest(script) != before) == changes
+
+
+def test_notebooks_are_followed(package: Path) -> None:
+    cells = [
+        {"cell_type": "markdown", "source": ["not ", "code"]},
+        {"cell_type": "code", "source": ["from mechatlas.score ", "import other"]},
+    ]
+    notebook = package.parent / "notebook.ipynb"
+    notebook.write_text(json.dumps({"cells": cells}))
+    before = closure_digest(notebook)
+    (package / "score/other.py").write_text("Y = 2")
+    assert closure_digest(notebook) != before

@@ -1,0 +1,243 @@
+"""What is planned: jobs for each option, and what a change makes run again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conftest import job_counts, snakemake, write_yaml
+
+FROM_SCORES = {"report_heads", "render_heads", "render_index", "write_manifest", "all"}
+
+
+def jobs(models: int, sources: int, chunks: int, *, control: bool = True) -> dict[str, int]:
+    """Return how many jobs the default target must have."""
+    pairs = models * sources
+    captured = pairs * (2 if control else 1)
+    both = ("merge_events", "explain_heads", "score_heads")
+    trained = (
+        *("sample_windows", "replace_heads", "summarise_scores", "cluster_explanations"),
+        *("report_heads", "render_heads"),
+    )
+    return {
+        "prepare_documents": sources,
+        "capture_heads": captured * chunks,
+        **dict.fromkeys(both, captured),
+        **dict.fromkeys(trained, pairs),
+        **{"render_index": 1, "write_manifest": 1, "all": 1},
+    }
+
+
+OPTIONS = {
+    "default": ([], jobs(2, 2, 1)),
+    "three chunks": (["capture={chunk_windows: 200}", "sampling={windows: 600}"], jobs(2, 2, 3)),
+    "no random-weight control": (["score={controls: [swapped]}"], jobs(2, 2, 1, control=False)),
+    "one model": (["models={demo-2l: null}"], jobs(1, 2, 1)),
+    "model from the hub": (
+        [f"models={{hub: {{hub: a/b, revision: {'0' * 40}}}, demo-2l: null, demo-4l: null}}"],
+        jobs(1, 2, 1) | {"fetch_model": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_job_counts(option: str, workflow: Path) -> None:
+    settings, expected = OPTIONS[option]
+    arguments = ["--config", *settings] if settings else []
+    assert job_counts(workflow, *arguments) == expected
+
+
+def test_catalog_entry_plans_the_same(workflow: Path) -> None:
+    assert job_counts(workflow, "-s", "workflow/Snakefile") == jobs(2, 2, 1)
+
+
+def test_named_targets(workflow: Path) -> None:
+    listed = snakemake(workflow, "--list-target-rules")
+    for target in ("heads", "report_all", "figures", "all", "verify"):
+        assert f"\n{target} (" in f"\n{listed}"
+    planned = job_counts(workflow, "heads")
+    assert planned["report_heads"] == 4 and not planned.keys() & {"render_heads", "write_manifest"}
+    assert job_counts(workflow, "verify") == {"verify": 1}
+
+
+def test_workflow_as_a_module_of_another(workflow: Path, tmp_path: Path) -> None:
+    place = tmp_path / "my project"
+    (place / "config").mkdir(parents=True)
+    config = yaml.safe_load((workflow / "config" / "config.yaml").read_text())
+    config["models"].pop("demo-4l")
+    write_yaml(place / "config" / "config.yaml", config)
+    (place / "Snakefile").write_text(
+        'configfile: "config/config.yaml"\n'
+        "module mechatlas:\n"
+        f'    snakefile: "{workflow}/workflow/Snakefile"\n'
+        "    config: config\n"
+        "use rule * from mechatlas as mechatlas_*\n"
+        "rule everything:\n"
+        "    input: rules.mechatlas_all.input\n"
+        "    default_target: True\n"
+    )
+    expected = {f"mechatlas_{name}": count for name, count in jobs(1, 2, 1).items()}
+    expected.pop("mechatlas_all")
+    assert job_counts(place) == expected | {"everything": 1}
+
+
+def test_another_working_directory_needs_no_config(workflow: Path, tmp_path: Path) -> None:
+    assert job_counts(workflow, "--directory", str(tmp_path / "a b")) == jobs(2, 2, 1)
+
+
+# --- a finished run: what a change makes run again -----------------------------------------------
+
+
+@contextmanager
+def edited(path: Path, old: str, new: str) -> Iterator[None]:
+    """Replace text in a file for a while."""
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    try:
+        yield
+    finally:
+        path.write_text(text)
+
+
+def rerun(folder: Path, *settings: str) -> set[str]:
+    return set(job_counts(folder, *(["--config", *settings] if settings else [])))
+
+
+def test_finished_run_has_nothing_to_do(finished: Path) -> None:
+    assert rerun(finished) == set()
+
+
+def test_every_result_is_in_the_manifests_input(finished: Path) -> None:
+    kept = {"benchmarks", "manifest.sha256"}
+    made = {
+        p.relative_to(finished).as_posix()
+        for p in (finished / "results").rglob("*")
+        if p.is_file()
+        and p.relative_to(finished / "results").parts[0] not in kept
+        and not p.name.startswith(".")
+    }
+    listed = (finished / "results" / "listed.txt").read_text().splitlines()
+    covered = {m for m in made if any(m == f or m.startswith(f"{f}/") for f in listed)}
+    assert made - covered == {"results/listed.txt"}
+
+
+CHANGES = {
+    "cluster size": (["clusters={min_cluster_size: 9}"], FROM_SCORES | {"cluster_explanations"}),
+    "topk": (
+        ["capture={topk: 100}"],
+        FROM_SCORES | {"merge_events", "score_heads", "summarise_scores"},
+    ),
+    "bootstrap": (["score={bootstrap: 500}"], FROM_SCORES | {"summarise_scores"}),
+    "programs": (
+        ["explain={programs: {max_parts: 2}}"],
+        FROM_SCORES
+        | {"explain_heads", "cluster_explanations", "score_heads", "replace_heads"}
+        | {"summarise_scores"},
+    ),
+    "replacement": (
+        ["score={random_orders: 7}"],
+        FROM_SCORES | {"replace_heads", "summarise_scores"},
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_config_change_reruns_exactly_its_rules(change: str, finished: Path) -> None:
+    settings, expected = CHANGES[change]
+    assert rerun(finished, *settings) == expected
+
+
+def test_gpu_limit_threads_and_profile_rerun_nothing(finished: Path) -> None:
+    assert job_counts(finished, "--resources", "gpu=0", "--cores", "1") == {}
+
+
+def test_cosmetic_change_of_the_library_reruns_nothing(finished: Path) -> None:
+    module = finished / "workflow/scripts/mechatlas/io/seeds.py"
+    with edited(module, '"""One function', '"""The only function'):
+        assert rerun(finished) == set()
+    with edited(module, "import hashlib", "# a comment\nimport hashlib"):
+        assert rerun(finished) == set()
+
+
+def test_code_change_reruns_the_rules_that_import_it(finished: Path) -> None:
+    package = finished / "workflow/scripts/mechatlas"
+    with edited(package / "score/summary.py", '"""', 'VALUE = 1\n"""'):
+        assert rerun(finished) == FROM_SCORES | {"summarise_scores"}
+    with edited(package / "models/weights.py", '"""', 'VALUE = 1\n"""'):
+        assert "capture_heads" in (found := rerun(finished))
+    assert not found & {"prepare_documents", "sample_windows"}
+
+
+def test_new_weights_rerun_the_model_but_not_the_text(finished: Path) -> None:
+    weights = finished / "resources/models/demo-4l/model.safetensors"
+    before = weights.read_bytes()
+    weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    try:
+        planned = job_counts(finished)
+    finally:
+        weights.write_bytes(before)
+    # The random-weight control keeps its captures: it has none of these weights.
+    assert planned["capture_heads"] == 1
+    assert not planned.keys() & {"prepare_documents", "sample_windows"}
+
+
+def test_failed_job_shows_its_log_and_the_way_on(finished: Path, tmp_path: Path) -> None:
+    script = finished / "workflow/scripts/report_heads.py"
+    place = tmp_path / "elsewhere"
+    broken = (
+        "from mechatlas.io import UserError\n"
+        "from mechatlas.job import job\n"
+        "with job(snakemake):\n"
+        '    raise UserError("scores: none; make some")\n'
+    )
+    with edited(script, script.read_text(), broken):
+        output = snakemake(
+            *(finished, "--cores", "2", "--resources", "gpu=1", "--directory", str(place)),
+            check=False,
+        )
+    assert "error: scores: none; make some" in output
+    assert "snakemake --unlock" in output
+    assert "Traceback" not in output
+    assert not list(place.glob("results/*/*/heads/report.md"))
+
+
+def test_killed_run_goes_on_as_the_readme_says(finished: Path, tmp_path: Path) -> None:
+    script = finished / "workflow/scripts/merge_events.py"
+    place = tmp_path / "killed"
+    command = [
+        *(sys.executable, "-m", "snakemake", "--cores", "2", "--resources", "gpu=1"),
+        *("--directory", str(place)),
+    ]
+    slow = "from pathlib import Path\nimport time\nPath('started').touch()\ntime.sleep(60)\n"
+    with edited(script, script.read_text(), slow + script.read_text()):
+        run = subprocess.Popen(
+            command, cwd=finished, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        deadline = time.monotonic() + 60
+        while not (place / "started").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+    assert (place / "started").exists()
+    refused = snakemake(finished, *command[3:], check=False)
+    assert "--unlock" in refused
+    snakemake(finished, "--unlock", "--directory", str(place))
+    snakemake(finished, *command[3:])
+    assert (place / "results/manifest.sha256").exists()
+
+
+def test_report_of_the_engine_is_complete(finished: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    snakemake(finished, "--report", str(page))
+    text = page.read_text()
+    assert "Attention heads" in text and "demo-4l" in text

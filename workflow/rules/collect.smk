@@ -1,0 +1,22 @@
+# Named targets; no work is done here.
+
+
+rule heads:
+    """Explained, scored and clustered attention heads as tables and text."""
+    input:
+        for_each(
+            "results/{model}/{source}/heads/report.md",
+            "results/{model}/{source}/heads/summary.csv",
+        ),
+
+
+rule figures:
+    """The pages that hold the figures, one for each model and source."""
+    input:
+        for_each("results/report/{model}/{source}/heads.html"),
+
+
+rule report_all:
+    """The HTML report with its index."""
+    input:
+        "results/report/index.html",

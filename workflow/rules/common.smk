@@ -1,0 +1,229 @@
+# Helpers of the rules: configuration, names, paths, resources. Light on purpose: this is parsed in every job.
+import math
+import os
+import re
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+REPOSITORY = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY / "workflow" / "scripts"))
+
+from mechatlas.config import RANDOM_SUFFIX, ConfigError, complete_config
+from mechatlas.config_files import find_path, model_files, source_files
+from mechatlas.io.closure import closure_digest
+from mechatlas.io.digest import code_digest
+from mechatlas.machine import gpu_present
+
+try:
+    complete = complete_config(config, Path.cwd(), REPOSITORY)
+except ConfigError as error:
+    raise WorkflowError(str(error)) from None
+config.clear()
+config.update(complete)
+
+MODELS = list(config["models"])
+SOURCES = list(config["sources"])
+RANDOM_CONTROL = "random_weights" in config["score"]["controls"]
+CHUNKS = [
+    f"{i:04d}"
+    for i in range(math.ceil(config["sampling"]["windows"] / config["capture"]["chunk_windows"]))
+]
+# Random-weight controls go as far as scores; everything after that is about trained models.
+TRAINED = "|".join(map(re.escape, MODELS))
+EVERY_MODEL = rf"(?:{TRAINED})(?:{re.escape(RANDOM_SUFFIX)})?"
+
+
+wildcard_constraints:
+    source="|".join(map(re.escape, SOURCES)),
+    chunk=r"[0-9]+",
+
+
+def lib_digest(*areas):
+    """Digest of named areas of the library, such as "corpus" or "models/training.py"."""
+    return code_digest("io/seeds.py", *areas)
+
+
+def script_digest(script, *notebooks):
+    """Digest of the part of the library that a script and its notebooks import, directly or not."""
+    roots = [REPOSITORY / "workflow" / "scripts" / f"{script}.py"]
+    roots += [REPOSITORY / "workflow" / "notebooks" / f"{name}.ipynb" for name in notebooks]
+    return closure_digest(*roots)
+
+
+def shown(path):
+    """A path relative to the working directory where it lies inside, else absolute."""
+    path = Path(path).absolute()
+    return path.relative_to(Path.cwd()).as_posix() if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def repository_file(path):
+    return shown(REPOSITORY / path)
+
+
+def base_model(wildcards):
+    """The trained model of a name, which may be that of its random-weight control."""
+    return wildcards.model.removesuffix(RANDOM_SUFFIX)
+
+
+def model_config(wildcards):
+    return config["models"][base_model(wildcards)]
+
+
+def model_folder(wildcards):
+    model = model_config(wildcards)
+    if "path" in model:
+        return shown(find_path(model["path"], Path.cwd(), REPOSITORY))
+    return f"resources/downloads/models/{base_model(wildcards)}"
+
+
+def model_inputs(wildcards):
+    """The files of a local model, or the folder that a download will make."""
+    if "path" not in model_config(wildcards):
+        return [model_folder(wildcards)]
+    files = model_files(Path(model_folder(wildcards)))
+    if wildcards.model.endswith(RANDOM_SUFFIX):
+        files = [path for path in files if path.suffix != ".safetensors"]
+    return [shown(path) for path in files]
+
+
+def tokenizer_inputs(wildcards):
+    return [path for path in model_inputs(wildcards) if not path.endswith(".safetensors")]
+
+
+def model_init(wildcards):
+    return "random" if wildcards.model.endswith(RANDOM_SUFFIX) else "trained"
+
+
+def windows_of(wildcards):
+    """The windows of a trained model, which its control shares."""
+    return f"results/{base_model(wildcards)}/{wildcards.source}/windows.parquet"
+
+
+def chunks_of(wildcards):
+    return [f"results/{wildcards.model}/{wildcards.source}/capture/{chunk}" for chunk in CHUNKS]
+
+
+def control_of(name):
+    """Input function: the same file of the random-weight control, if that control is wanted."""
+
+    def files(wildcards):
+        folder = f"results/{wildcards.model}{RANDOM_SUFFIX}/{wildcards.source}/heads"
+        return [f"{folder}/{name}"] if RANDOM_CONTROL else []
+
+    return files
+
+
+def controls_among(*kinds):
+    """Param: the configured controls of these kinds that a model needs; a control model is not controlled itself."""
+
+    def controls(wildcards):
+        if model_init(wildcards) == "random":
+            return []
+        return [kind for kind in config["score"]["controls"] if kind in kinds]
+
+    return controls
+
+
+def source_inputs(wildcards):
+    patterns = config["sources"][wildcards.source].get("files", [])
+    return [shown(path) for path in source_files(patterns, Path.cwd(), REPOSITORY)]
+
+
+def source_settings(wildcards):
+    source = config["sources"][wildcards.source]
+    return {key: value for key, value in source.items() if key != "files"}
+
+
+def for_each(*patterns):
+    """Expand file patterns over every model and source."""
+    return expand(list(patterns), model=MODELS, source=SOURCES)
+
+
+def every_result():
+    """Every result file and folder, for all models, their random-weight controls and all sources."""
+    controls = [name + RANDOM_SUFFIX for name in MODELS] if RANDOM_CONTROL else []
+    captured = (
+        "raw_events.parquet",
+        "head_stats.parquet",
+        "explanations.jsonl",
+        "document_scores.parquet",
+        "event_scores.parquet",
+    )
+    judged = (
+        *("head_losses.parquet", "replacement_losses.parquet", "scores.parquet"),
+        *("replacement.parquet", "clusters.json", "report.md", "summary.csv"),
+    )
+    heads = "results/{model}/{source}/heads/{file}"
+    both = MODELS + controls
+    return [
+        *expand("results/sources/{source}/documents.parquet", source=SOURCES),
+        *for_each("results/{model}/{source}/windows.parquet"),
+        *expand(
+            "results/{model}/{source}/capture/{chunk}", model=both, source=SOURCES, chunk=CHUNKS
+        ),
+        *expand(heads, model=both, source=SOURCES, file=captured),
+        *expand(heads, model=MODELS, source=SOURCES, file=judged),
+        *for_each("results/report/{model}/{source}/heads.html"),
+        *for_each("results/report/{model}/{source}/heads.ipynb"),
+        "results/report/index.html",
+    ]
+
+
+# Resources, fitted on results/benchmarks: memory in MB and time in minutes, doubled with each attempt.
+
+
+def weights_mb(wildcards):
+    """Size of a model's weights; an assumption until they are downloaded."""
+    folder = Path(model_folder(wildcards))
+    sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
+    return math.ceil(sum(sizes) / 1e6) if sizes else 2000
+
+
+def memory(base, *, per_weight=0.0, per_window=0.0, per_pattern=0.0):
+    """Memory function: a base for the libraries plus what grows with model, windows and kept patterns."""
+
+    def mem_mb(wildcards, attempt):
+        sampling = config["sampling"]
+        windows = sampling["windows"] * sampling["window_len"] / 1e6
+        patterns = 3 * sampling["pattern_windows"] * sampling["window_len"] ** 2 / 1e6
+        size = base + per_window * windows + per_pattern * patterns
+        if per_weight:
+            size += per_weight * weights_mb(wildcards)
+        return math.ceil(size * 2 ** (attempt - 1))
+
+    return mem_mb
+
+
+def minutes(base, *, per_token=0.0):
+    """Time function: a base plus minutes for each million tokens that a job reads per MB of weights."""
+
+    def runtime(wildcards, attempt):
+        sampling = config["sampling"]
+        tokens = sampling["windows"] * sampling["window_len"] / 1e6
+        work = per_token * tokens * weights_mb(wildcards) if per_token else 0
+        return math.ceil((base + work) * 2 ** (attempt - 1))
+
+    return runtime
+
+
+def gpu_request(wildcards):
+    """Ask for a GPU unless there can be none: on a workstation without one, CPU jobs need not queue for it."""
+    wanted = config["device"] == "cuda" or gpu_present() or workflow.non_local_exec
+    return int(wanted and config["device"] != "cpu")
+
+
+def tell_report():
+    index = Path("results/report/index.html")
+    if index.exists():
+        print(f"The report: {index.absolute()}", file=sys.stderr)
+
+
+def tell_failure(log_files):
+    print(
+        f"Failed. Each rule's own messages: {Path('logs').absolute()}/<rule>/ ; Snakemake's: {' '.join(log_files)}\n"
+        "Run the same command again to continue. If it says that the directory is locked, run first:\n"
+        "  snakemake --unlock",
+        file=sys.stderr,
+    )

@@ -1,0 +1,161 @@
+# What people read, and the checksums of everything.
+
+
+rule report_heads:
+    """Write the findings of one model and source as Markdown and as a table."""
+    input:
+        explanations="results/{model}/{source}/heads/explanations.jsonl",
+        scores="results/{model}/{source}/heads/scores.parquet",
+        document_scores="results/{model}/{source}/heads/document_scores.parquet",
+        clusters="results/{model}/{source}/heads/clusters.json",
+        curve="results/{model}/{source}/heads/replacement.parquet",
+        events="results/{model}/{source}/heads/raw_events.parquet",
+        windows="results/{model}/{source}/windows.parquet",
+        tokenizer_files=tokenizer_inputs,
+    output:
+        report="results/{model}/{source}/heads/report.md",
+        summary=report(
+            "results/{model}/{source}/heads/summary.csv",
+            caption="../report/summary.rst",
+            category="Attention heads",
+            subcategory="{model}",
+            labels={"model": "{model}", "source": "{source}", "content": "table of heads"},
+        ),
+        headline="results/{model}/{source}/heads/headline.json",
+    log:
+        "logs/report_heads/{model}/{source}.log",
+    benchmark:
+        "results/benchmarks/report_heads/{model}/{source}.tsv"
+    wildcard_constraints:
+        model=TRAINED,
+    conda:
+        "../../envs/mechatlas.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(800, per_window=50),
+        runtime=minutes(20),
+        gpu=0,
+    params:
+        model=model_folder,
+        name=lambda wildcards: wildcards.model,
+        source=lambda wildcards: wildcards.source,
+        bos=lambda wildcards: model_config(wildcards)["bos"],
+        code=script_digest("report_heads"),
+    script:
+        "../scripts/report_heads.py"
+
+
+rule render_heads:
+    """Execute the notebook of one model and source and render it as one self-contained HTML file."""
+    input:
+        notebook=repository_file("workflow/notebooks/heads.ipynb"),
+        explanations="results/{model}/{source}/heads/explanations.jsonl",
+        scores="results/{model}/{source}/heads/scores.parquet",
+        clusters="results/{model}/{source}/heads/clusters.json",
+        curve="results/{model}/{source}/heads/replacement.parquet",
+        headline="results/{model}/{source}/heads/headline.json",
+        events="results/{model}/{source}/heads/raw_events.parquet",
+        windows="results/{model}/{source}/windows.parquet",
+        tokenizer_files=tokenizer_inputs,
+    output:
+        html=report(
+            "results/report/{model}/{source}/heads.html",
+            caption="../report/heads.rst",
+            category="Attention heads",
+            subcategory="{model}",
+            labels={"model": "{model}", "source": "{source}", "content": "report"},
+        ),
+        notebook_out="results/report/{model}/{source}/heads.ipynb",
+    log:
+        text="logs/render_heads/{model}/{source}.log",
+        notebook="logs/render_heads/{model}/{source}.ipynb",
+    benchmark:
+        "results/benchmarks/render_heads/{model}/{source}.tsv"
+    wildcard_constraints:
+        model=TRAINED,
+    conda:
+        "../../envs/mechatlas.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(1500, per_window=50),
+        runtime=minutes(20),
+        gpu=0,
+    params:
+        model=model_folder,
+        name=lambda wildcards: wildcards.model,
+        source=lambda wildcards: wildcards.source,
+        bos=lambda wildcards: model_config(wildcards)["bos"],
+        code=script_digest("render_heads", "heads"),
+    script:
+        "../scripts/render_heads.py"
+
+
+rule render_index:
+    """Link the reports of all models and sources on one page."""
+    input:
+        pages=for_each("results/report/{model}/{source}/heads.html"),
+        summaries=for_each("results/{model}/{source}/heads/summary.csv"),
+        headlines=for_each("results/{model}/{source}/heads/headline.json"),
+    output:
+        index="results/report/index.html",
+    log:
+        "logs/render_index/index.log",
+    benchmark:
+        "results/benchmarks/render_index/index.tsv"
+    localrule: True
+    conda:
+        "../../envs/mechatlas.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(600),
+        runtime=minutes(10),
+        gpu=0,
+    params:
+        names=[[model, source] for model in MODELS for source in SOURCES],
+        code=script_digest("render_index"),
+    script:
+        "../scripts/render_index.py"
+
+
+rule write_manifest:
+    """Write the SHA-256 of every result file, to be checked by sha256sum -c or by the target verify."""
+    input:
+        files=every_result(),
+    output:
+        manifest="results/manifest.sha256",
+    log:
+        "logs/write_manifest/manifest.log",
+    benchmark:
+        "results/benchmarks/write_manifest/manifest.tsv"
+    localrule: True
+    conda:
+        "../../envs/mechatlas.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(300),
+        runtime=minutes(10),
+        gpu=0,
+    params:
+        code=script_digest("write_manifest"),
+    script:
+        "../scripts/write_manifest.py"
+
+
+rule verify:
+    """Compare every result file with the manifest; makes nothing anew."""
+    log:
+        "logs/verify/verify.log",
+    benchmark:
+        "results/benchmarks/verify/verify.tsv"
+    localrule: True
+    conda:
+        "../../envs/mechatlas.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(300),
+        runtime=minutes(10),
+        gpu=0,
+    params:
+        manifest="results/manifest.sha256",
+    script:
+        "../scripts/verify.py"

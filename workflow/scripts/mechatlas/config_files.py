@@ -1,0 +1,115 @@
+"""Checks of the files that a configuration names, cheap enough for every parse of the Snakefile."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mechatlas.io import UserError
+from mechatlas.models.config import read_config
+
+LFS_POINTER = b"version https://git-lfs"
+TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))
+
+
+def find_path(path: str, workdir: Path, repository: Path) -> Path:
+    """Return where a path of the configuration leads: working directory first, then the repository."""
+    inside = workdir / path
+    return inside if inside.exists() or not (repository / path).exists() else repository / path
+
+
+def source_files(patterns: Sequence[str], workdir: Path, repository: Path) -> list[Path]:
+    """Return the files that match any of the globs, sorted, each once."""
+    found: set[Path] = set()
+    for pattern in patterns:
+        for root in (workdir, repository):
+            matches = [Path(p) for p in glob.glob(str(root / pattern), recursive=True)]
+            matches = [p for p in matches if p.is_file()]
+            if matches:
+                found.update(matches)
+                break
+    return sorted(found)
+
+
+def model_files(folder: Path) -> list[Path]:
+    """Return the files of a model folder on which results depend, sorted."""
+    names = {"config.json", *(name for group in TOKENIZERS for name in group)}
+    names.update(("tokenizer_config.json", "special_tokens_map.json"))
+    files = [p for p in folder.iterdir() if p.name in names or p.suffix == ".safetensors"]
+    return sorted(files)
+
+
+def check_model(key: str, folder: Path, window_len: int) -> Iterator[str]:
+    """Yield what is wrong with a local model folder: missing, incomplete, damaged, or too short a context."""
+    if not folder.is_dir():
+        yield f"{key}: the folder {folder} does not exist; correct the path or put the model there"
+        return
+    yield from _check_model_config(key, folder, window_len)
+    if not any(all((folder / name).is_file() for name in names) for names in TOKENIZERS):
+        yield f"{key}: {folder} holds no tokenizer; add its tokenizer.json"
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        yield f"{key}: {folder} holds no weights; add its model.safetensors (other formats are not read)"
+    for path in weights:
+        yield from _check_weights(key, path)
+
+
+def check_results(folder: Path) -> Iterator[str]:
+    """Yield what keeps results from being written to a folder that may not exist yet."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        yield f"results: {existing} is not a folder; remove it or run with another --directory"
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        yield f"results: {existing} cannot be written; change its permissions or run with another --directory"
+
+
+def _check_model_config(key: str, folder: Path, window_len: int) -> Iterator[str]:
+    try:
+        context = read_config(folder).n_ctx
+    except UserError as error:
+        yield f"{key}: {error}"
+        return
+    if window_len > context:
+        yield (
+            f"sampling.window_len: {window_len} is longer than the context of {key.removesuffix('.path')} "
+            f"({context} tokens); set it to at most {context}"
+        )
+
+
+def _check_weights(key: str, path: Path) -> Iterator[str]:
+    with open(path, "rb") as handle:
+        start = handle.read(len(LFS_POINTER))
+        if start == LFS_POINTER:
+            yield f"{key}: {path} is a Git LFS pointer, not the weights; fetch them with `git lfs pull`"
+            return
+        handle.seek(0)
+        wanted = _safetensors_size(handle)
+    size = path.stat().st_size
+    if wanted is None:
+        yield f"{key}: {path} is not a safetensors file; replace it by an intact copy"
+    elif wanted != size:
+        yield (
+            f"{key}: {path} is damaged or truncated ({size} bytes where its header needs {wanted}); "
+            "replace it by an intact copy"
+        )
+
+
+def _safetensors_size(handle: Any) -> int | None:
+    """Return how long a safetensors file must be by its own header; None if the header cannot be read."""
+    raw = handle.read(8)
+    if len(raw) < 8:
+        return None
+    (length,) = struct.unpack("<Q", raw)
+    if length > 100_000_000:
+        return None
+    try:
+        header = json.loads(handle.read(length))
+        ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return 8 + length + max(ends, default=0)
