@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
+
 from mechatlas.explain.forms import (
     Delimiter,
     Distance,
@@ -21,9 +23,22 @@ from mechatlas.explain.programs import AnyForm, Part, Program, parse_program
 from mechatlas.explain.scores_form import RELATIONS, C, Scores
 from mechatlas.explain.vocabulary import CLASSES, TokenView, Vocabulary, classify
 from mechatlas.io import UserError
-from pydantic import TypeAdapter
 
-TEXTS = ["<bos>", " the", " cat", " (", ")", " The", "\n", ".", " May", " June", " John", " 3", " 4"]
+TEXTS = [
+    "<bos>",
+    " the",
+    " cat",
+    " (",
+    ")",
+    " The",
+    "\n",
+    ".",
+    " May",
+    " June",
+    " John",
+    " 3",
+    " 4",
+]
 VOCABULARY = Vocabulary(TEXTS, 0)
 
 
@@ -62,7 +77,10 @@ SENTENCE = view_of(
         ),
         (Induction(offset=-1), lambda t, q, k: k + 1 < q and t[k + 1] == t[q]),
         (SameWord(), lambda t, q, k: k < q and t[k] != t[q] and t[k].lower() == t[q].lower()),
-        (Member(step=-1), lambda t, q, k: k < q and (t[k], t[q]) in {(" May", " June"), (" 3", " 4")}),
+        (
+            Member(step=-1),
+            lambda t, q, k: k < q and (t[k], t[q]) in {(" May", " June"), (" 3", " 4")},
+        ),
         (TokenClass(name="month"), lambda t, q, k: k < q and t[k] in (" May", " June")),
         (SameClass(), lambda t, q, k: k < q and classify(t[k]) == classify(t[q])),
         (Uniform(), lambda t, q, k: True),
@@ -91,7 +109,15 @@ def test_opener_is_the_bracket_that_is_still_open():
 def test_line_and_sentence_starts_and_delimiters():
     view = view_of(" the", " cat", ".", " The", "\n", " May", " June")
     assert pairs(Start(of="line"), view) == {(q, 1) for q in range(1, 6)} | {(6, 6), (7, 6)}
-    assert pairs(Start(of="sentence"), view) == {(1, 1), (2, 1), (3, 1), (4, 4), (5, 4), (6, 6), (7, 6)}
+    assert pairs(Start(of="sentence"), view) == {
+        (1, 1),
+        (2, 1),
+        (3, 1),
+        (4, 4),
+        (5, 4),
+        (6, 6),
+        (7, 6),
+    }
     assert pairs(Delimiter(), view) == {(3, 3), (4, 3), (5, 5), (6, 5), (7, 5)}
 
 
@@ -127,19 +153,24 @@ def test_scores_form_is_a_softmax_of_its_tables():
     form = Scores(
         sink_class=tuple(0.1 * i for i in range(2 * C)),
         sink_token=((2, 0.7),),
-        class_pair=((int(classes[1]), int(classes[2]), 0.5), (int(classes[2]) + C, int(classes[1]), -0.4)),
+        class_pair=(
+            (int(classes[1]), int(classes[2]), 0.5),
+            (int(classes[2]) + C, int(classes[1]), -0.4),
+        ),
         key_token=((1, 0.3),),
         token_before_key=((1, -0.2),),
         query_factors=((1, (1.0, 2.0)), (2, (0.5, 0.0))),
         key_factors=((2, (0.25, -1.0)),),
-        distance=tuple(0.05 * i for i in range(40)),
+        distance=tuple(tuple(0.05 * i + 0.3 * octave for i in range(40)) for octave in range(3)),
         relations={"duplicate": 1.5, "previous": 0.25},
     )
     view = view_of(" the", " cat", " the", " cat", ".")
     tokens = view.tokens[0]
 
     def score(q, k):
-        query_classes = {int(classes[tokens[q]])} | ({int(classes[tokens[q - 1]]) + C} if q else set())
+        query_classes = {int(classes[tokens[q]])} | (
+            {int(classes[tokens[q - 1]]) + C} if q else set()
+        )
         if k == 0:
             return sum(0.1 * c for c in query_classes) + (0.7 if tokens[q] == 2 else 0)
         key_classes = {int(classes[tokens[k]]), int(classes[tokens[k - 1]]) + C}
@@ -147,7 +178,7 @@ def test_scores_form_is_a_softmax_of_its_tables():
         total += (0.3 if tokens[k] == 1 else 0) + (-0.2 if tokens[k - 1] == 1 else 0)
         a, b = dict(form.query_factors).get(tokens[q]), dict(form.key_factors).get(tokens[k])
         total += sum(x * y for x, y in zip(a, b, strict=True)) if a and b else 0
-        total += 0.05 * (q - k)
+        total += 0.05 * (q - k) + 0.3 * int(np.log2(max(q, 1)))
         total += (1.5 if k < q and tokens[k] == tokens[q] else 0) + (0.25 if k == q - 1 else 0)
         return total
 
@@ -156,6 +187,26 @@ def test_scores_form_is_a_softmax_of_its_tables():
         row = np.exp([score(q, k) for k in range(q + 1)])
         expected[q, : q + 1] = row / row.sum()
     np.testing.assert_allclose(form.affinity(view)[0], expected, atol=1e-6)
+
+
+def test_sharpening_multiplies_every_score():
+    form = Scores(
+        sink_class=tuple(0.1 * i for i in range(2 * C)),
+        sink_token=((2, 0.8),),
+        class_pair=((1, 3, 0.4),),
+        key_token=((1, 0.4),),
+        token_before_key=((1, -0.2),),
+        query_factors=((1, (1.0, 2.0)), (2, (0.4, 0.0))),
+        key_factors=((2, (0.25, -1.0)),),
+        distance=((0.0, 0.4, 0.8),),
+        relations={"duplicate": 1.6},
+    )
+    causal = np.tril(np.ones((SENTENCE.shape[1],) * 2, bool))
+    np.testing.assert_allclose(
+        form.sharpened(1.5).scores(SENTENCE)[0][causal],
+        1.5 * form.scores(SENTENCE)[0][causal],
+        atol=1e-5,
+    )
 
 
 def test_programs_survive_json():
@@ -170,7 +221,7 @@ def test_programs_survive_json():
 @pytest.mark.parametrize(
     ("data", "field"),
     [
-        ({"parts": [{"share": 0.7, "form": {"form": "self"}}, {"share": 0.6, "form": {"form": "uniform"}}]}, "more than 1"),
+        ({"parts": [{"share": 0.6, "form": {"form": "self"}}] * 2}, "more than 1"),
         ({"parts": [{"share": 0.5, "form": {"form": "previous", "offset": 0}}]}, "offset"),
         ({"parts": [{"share": 0.5, "form": {"form": "telepathy"}}]}, "form"),
         ({"parts": [{"share": 0.5, "form": {"form": "class", "name": "verbs"}}]}, "name"),

@@ -4,6 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.spatial.distance import jensenshannon
+from sklearn.metrics import average_precision_score
+
 from mechatlas.explain.forms import Duplicate, Previous
 from mechatlas.explain.programs import Part, Program
 from mechatlas.explain.records import MeanPattern, swapped_programs, variants_of
@@ -21,8 +24,6 @@ from mechatlas.score.patterns import (
 from mechatlas.score.replacement import MEAN, Replacer, curve_groups, curve_table, head_table
 from mechatlas.score.summary import SummarySettings, summarise, summarise_curve, with_control
 from mechatlas.stats.ranking import BINS
-from scipy.spatial.distance import jensenshannon
-from sklearn.metrics import average_precision_score
 
 SETTINGS = SummarySettings(bootstrap=200, confidence=0.95, fdr=0.05, min_events=10, seed=0)
 SIZE = 30
@@ -57,9 +58,15 @@ def test_pattern_metrics_against_plain_definitions():
     distances = [jensenshannon(p[w, q], t[w, q], base=2) for w in range(3) for q in range(8)]
     assert metric("js_distance", predicted, true) == pytest.approx(np.mean(distances), rel=1e-5)
     causal = np.tril(np.ones((9, 9), bool))[1:]
-    pairs = np.array([(p[w][causal], t[w][causal]) for w in range(3)]).transpose(1, 0, 2).reshape(2, -1)
-    assert metric("correlation", predicted, true) == pytest.approx(np.corrcoef(pairs)[0, 1], rel=1e-4)
-    assert metric("top1_accuracy", predicted, true) == pytest.approx((p.argmax(-1) == t.argmax(-1)).mean())
+    pairs = (
+        np.array([(p[w][causal], t[w][causal]) for w in range(3)]).transpose(1, 0, 2).reshape(2, -1)
+    )
+    assert metric("correlation", predicted, true) == pytest.approx(
+        np.corrcoef(pairs)[0, 1], rel=1e-4
+    )
+    assert metric("top1_accuracy", predicted, true) == pytest.approx(
+        (p.argmax(-1) == t.argmax(-1)).mean()
+    )
 
 
 def test_perfect_and_empty_predictions():
@@ -90,7 +97,9 @@ def test_average_precision_counts_every_pair_at_its_base_rate():
 
 def test_swapped_programs_are_a_derangement_within_the_layer():
     programs = {
-        (layer, head): Program(parts=(Part(share=0.1 * (head + 1), form=Previous(offset=layer + 1)),))
+        (layer, head): Program(
+            parts=(Part(share=0.1 * (head + 1), form=Previous(offset=layer + 1)),)
+        )
         for layer in range(2)
         for head in range(5)
     }
@@ -110,7 +119,9 @@ def test_documents_are_summed_apart_and_controls_kept_apart():
     patterns = random_patterns(6, 10, 6)[:, None]
     mean = {(0, 0): MeanPattern(patterns.mean(0)[0])}
     rows = pd.DataFrame(
-        score_patterns(0, windows, patterns, VOCABULARY, {"none": programs, "mean_pattern": mean}, 0.2)
+        score_patterns(
+            0, windows, patterns, VOCABULARY, {"none": programs, "mean_pattern": mean}, 0.2
+        )
     )
     assert rows.groupby("control")["doc"].apply(list).to_dict() == {
         "none": ["a", "b", "c"],
@@ -154,7 +165,14 @@ def fake_documents(quality, seed=0, docs=30):
             counts = active_counts(predicted, true, 0.2)[0]
             sums = pattern_sums(predicted, true)[0]
             rows.append(
-                {"layer": 0, "head": 0, "control": control, "doc": f"d{d}", "active": counts[0], "other": counts[1]}
+                {
+                    "layer": 0,
+                    "head": 0,
+                    "control": control,
+                    "doc": f"d{d}",
+                    "active": counts[0],
+                    "other": counts[1],
+                }
                 | dict(zip(SUMS, sums, strict=True))
             )
     return pd.DataFrame(rows)
@@ -181,7 +199,16 @@ def fake_losses(model, mean, program, docs=25):
             (-1, -1, "model", model), (0, 0, "mean_pattern", mean), (0, 0, "none", program),
         ):  # fmt: skip
             loss = base + extra + rng.normal(0, 0.1)
-            rows.append({"layer": layer, "head": head, "variant": variant, "doc": f"d{d}", "loss": loss, "tokens": 50})
+            rows.append(
+                {
+                    "layer": layer,
+                    "head": head,
+                    "variant": variant,
+                    "doc": f"d{d}",
+                    "loss": loss,
+                    "tokens": 50,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -206,7 +233,10 @@ def test_summary_tells_a_good_explanation_from_its_control():
 
 def test_equal_quality_is_not_a_win():
     frame = summarise(
-        fake_documents({"none": 0.5, "swapped": 0.5}), fake_events(True), fake_losses(0, 10, 2), SETTINGS
+        fake_documents({"none": 0.5, "swapped": 0.5}),
+        fake_events(True),
+        fake_losses(0, 10, 2),
+        SETTINGS,
     )
     row = pick(frame, "iou", "swapped")
     assert row["difference"] == pytest.approx(0)
@@ -218,7 +248,9 @@ def test_too_few_events_and_harmless_heads_are_unscored_with_a_reason():
         fake_documents({"none": 0.5}), fake_events(True, events=8), fake_losses(0, 0, 0), SETTINGS
     )
     auc = pick(frame, "auc_negative_same_query")
-    assert auc["status"] == "unscored" and "fewer than 10" in auc["reason"] and np.isnan(auc["value"])
+    assert (
+        auc["status"] == "unscored" and "fewer than 10" in auc["reason"] and np.isnan(auc["value"])
+    )
     missing = pick(frame, "auc_negative_same_key")
     assert missing["status"] == "unscored"
     recovered = pick(frame, "loss_recovered")
@@ -242,7 +274,9 @@ def model(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=SIZE, n_positions=16, n_embd=16, n_layer=2, n_head=2, initializer_range=0.5)
+    config = GPT2Config(
+        vocab_size=SIZE, n_positions=16, n_embd=16, n_layer=2, n_head=2, initializer_range=0.5
+    )
     GPT2LMHeadModel(config).double().save_pretrained(folder)
     return load(folder, dtype="float64")
 
@@ -256,7 +290,8 @@ class TruePatterns:
     def predict(self, view):
         kept = {}
         self.model.forward(
-            torch.from_numpy(view.tokens), {"pattern": lambda value, layer: kept.__setitem__(layer, value)}
+            torch.from_numpy(view.tokens),
+            {"pattern": lambda value, layer: kept.__setitem__(layer, value)},
         )
         return kept[self.layer][:, self.head].numpy()
 
@@ -266,7 +301,9 @@ HEADS = [(layer, head) for layer in range(2) for head in range(2)]
 
 def make_replacer(model, means=None):
     tokens = random_tokens(5, 12, 11)
-    means = means or {h: random_patterns(1, 12, 20 + i)[0].astype(np.float64) for i, h in enumerate(HEADS)}
+    means = means or {
+        h: random_patterns(1, 12, 20 + i)[0].astype(np.float64) for i, h in enumerate(HEADS)
+    }
     return Replacer(model, tokens, VOCABULARY, means, batch_windows=2), tokens
 
 
@@ -313,7 +350,9 @@ def test_groups_replace_all_their_heads_and_no_others(model):
     documents = np.array(["a", "a", "b", "b", "b"])
     curve = summarise_curve(curve_table(losses, groups, documents, replacer), SETTINGS)
     best = curve[curve["order"] == "best"]
-    np.testing.assert_allclose(best["ratio"], np.exp((losses[("best", 0, 1.0)] - plain).sum() / 55), rtol=1e-6)
+    np.testing.assert_allclose(
+        best["ratio"], np.exp((losses[("best", 0, 1.0)] - plain).sum() / 55), rtol=1e-6
+    )
     table = head_table(replacer.single_heads({}), documents, replacer)
     assert set(table.columns) == {"layer", "head", "variant", "doc", "loss", "tokens"}
     assert table[table["doc"] == "b"]["tokens"].unique().tolist() == [33]

@@ -2,9 +2,16 @@
 
 import numpy as np
 import pytest
-from mechatlas.stats.bootstrap import adjust_fdr, document_weights, interval, replicate, sign_p_value
-from mechatlas.stats.ranking import BINS, average_precision, roc_auc, score_bins
 from sklearn.metrics import average_precision_score, roc_auc_score
+
+from mechatlas.stats.bootstrap import (
+    adjust_fdr,
+    document_weights,
+    interval,
+    replicate,
+    sign_p_value,
+)
+from mechatlas.stats.ranking import BINS, average_precision, roc_auc, score_bins
 
 
 def test_interval_covers_a_mean_as_often_as_it_says():
@@ -15,7 +22,9 @@ def test_interval_covers_a_mean_as_often_as_it_says():
         level = rng.normal(2.0, 0.5, 60)
         tokens = rng.integers(5, 15, 60).astype(float)
         weights = document_weights(60, 400, rng)
-        values = replicate(np.stack([level * tokens, tokens], 1), weights, lambda t: t[:, 0] / t[:, 1])
+        values = replicate(
+            np.stack([level * tokens, tokens], 1), weights, lambda t: t[:, 0] / t[:, 1]
+        )
         low, high = interval(values, 0.9)
         hits += low <= 2.0 <= high
     assert 0.84 <= hits / 300 <= 0.95
@@ -63,7 +72,9 @@ def test_ranking_from_counts_equals_scikit_learn():
     positives = np.bincount(bins[labels], minlength=BINS).astype(float)
     negatives = np.bincount(bins[~labels], minlength=BINS).astype(float)
     assert roc_auc(positives, negatives) == pytest.approx(roc_auc_score(labels, bins))
-    assert average_precision(positives, negatives) == pytest.approx(average_precision_score(labels, bins))
+    assert average_precision(positives, negatives) == pytest.approx(
+        average_precision_score(labels, bins)
+    )
     # Binning costs next to nothing.
     assert roc_auc(positives, negatives) == pytest.approx(roc_auc_score(labels, scores), abs=0.002)
 

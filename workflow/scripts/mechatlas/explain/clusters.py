@@ -2,7 +2,7 @@
 
 Shares such as "(63 %)" are taken out of the texts before they are embedded: two heads that do the same thing to
 different degrees belong together. HDBSCAN: Campello, Moulavi and Sander 2013; sentence embeddings: Reimers and
-Gurevych 2019.
+Gurevych 2019. Embeddings are centred before they are clustered (see `centred`).
 """
 
 from __future__ import annotations
@@ -132,6 +132,17 @@ def cluster_vectors(vectors: np.ndarray, min_cluster_size: int) -> np.ndarray:
     return _by_size(search.fit_predict(vectors.astype(np.float64)))
 
 
+def centred(vectors: np.ndarray) -> np.ndarray:
+    """Return unit vectors without their common part, scaled to unit length again (zeros where nothing is left).
+
+    All explanations of an explainer share turns of phrase, which would make all of them alike (Mu and Viswanath
+    2018 take out the mean of word vectors for the same reason).
+    """
+    rest = vectors - vectors.mean(0, keepdims=True) if len(vectors) else vectors
+    length = np.linalg.norm(rest, axis=1, keepdims=True)
+    return np.where(length > 1e-5, rest / np.maximum(length, 1e-5), 0)
+
+
 def min_samples(min_cluster_size: int) -> int:
     """Return HDBSCAN's ``min_samples``: half the cluster size, so that small clusters do not drown in noise."""
     return max(1, min_cluster_size // 2)
@@ -258,7 +269,7 @@ def cluster_explanations(
         vectors = embed_texts([without_shares(text) for text in texts], embedding_model)
     else:
         vectors = np.zeros((len(own), 1), dtype=np.float32)
-    labels = cluster_vectors(vectors, min_cluster_size)
+    labels = cluster_vectors(centred(vectors), min_cluster_size)
     clusters, noise = describe_clusters(units, texts, vectors, labels)
     return {
         "settings": {

@@ -1,7 +1,7 @@
 """The explainer `programs`: from a layer's attention patterns to one explanation per head.
 
-Programs are fitted on train documents. The simplest one whose intersection over union on validation documents comes
-within ``parsimony`` of the best is the explanation. The test documents are never read here.
+Programs are fitted on train documents. The simplest one whose `match` on validation documents comes within
+``parsimony`` of the best is the explanation. The test documents are never read here.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from mechatlas.explain.fit_rules import Bank, fit_rules
+from mechatlas.explain.fit_rules import Bank, fit_rules, match, overlap_ratio
 from mechatlas.explain.fit_scores import ScoreFit, fit_scores
 from mechatlas.explain.programs import Part, Program, form_key
 from mechatlas.explain.render import render
+from mechatlas.explain.scores_form import Scores
 from mechatlas.explain.vocabulary import TokenView
 from mechatlas.io import rng_for, seed_for
+
+GAINS = (1.0, 1.25, 1.5)
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class FitSettings:
     max_parts : int
         Most symbolic parts in one program.
     parsimony : float
-        How much validation IoU a simpler program may lack.
+        How much validation `match` a simpler program may lack.
     rule_windows : int
         Train windows that symbolic mixtures are fitted on; they have so few parameters that more change nothing.
     scores : ScoreFit
@@ -57,9 +60,7 @@ def intersection_over_union(predicted: np.ndarray, true: np.ndarray) -> float:
     ----------
     predicted, true : float32 [W, T, T]
     """
-    overlap = float(np.minimum(predicted[:, 1:], true[:, 1:]).sum(dtype=np.float64))
-    total = float(predicted[:, 1:].sum(dtype=np.float64) + true[:, 1:].sum(dtype=np.float64))
-    return overlap / (total - overlap)
+    return overlap_ratio(predicted[:, 1:], true[:, 1:])
 
 
 def shuffle_rows(patterns: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -119,12 +120,11 @@ def explain_layer(
     records = []
     for head in range(heads):
         programs = fit_rules(few.view, few.patterns[:, head], bank, settings.max_parts)
-        programs.append(Program(parts=(Part(share=1.0, form=learned[head]),)))
-        ious = [
-            intersection_over_union(p.predict(validation.view), validation.patterns[:, head])
-            for p in programs
-        ]
-        chosen = choose(ious, settings.parsimony)
+        programs.append(sharpest(learned[head], validation.view, validation.patterns[:, head]))
+        true = validation.patterns[:, head]
+        predictions = [p.predict(validation.view) for p in programs]
+        matches = [match(predicted, true) for predicted in predictions]
+        chosen = choose(matches, settings.parsimony)
         program = programs[chosen]
         records.append(
             {
@@ -135,13 +135,10 @@ def explain_layer(
                 "control": control,
                 "text": render(program, train.view),
                 "kind": "scores" if chosen == len(programs) - 1 else "rules",
-                "validation_iou": round(ious[chosen], 6),
+                "validation_iou": round(intersection_over_union(predictions[chosen], true), 6),
                 "candidates": [
-                    {
-                        "forms": [form_key(part.form) for part in p.parts],
-                        "validation_iou": round(i, 6),
-                    }
-                    for p, i in zip(programs, ious, strict=True)
+                    {"forms": [form_key(part.form) for part in p.parts], "match": round(m, 6)}
+                    for p, m in zip(programs, matches, strict=True)
                 ],
                 "program": program.to_json(),
             }
@@ -149,10 +146,20 @@ def explain_layer(
     return records
 
 
-def choose(ious: list[float], parsimony: float) -> int:
-    """Index of the first (simplest) program within ``parsimony`` of the best validation IoU."""
-    best = max(ious)
-    return next(i for i, iou in enumerate(ious) if iou >= best - parsimony)
+def sharpest(form: Scores, view: TokenView, patterns: np.ndarray) -> Program:
+    """Return the learned form as a program, with the gain of `GAINS` that fits validation windows best.
+
+    The fit minimises cross-entropy, whose optimum hedges: where a head looks at one of two keys it predicts both. The
+    intersection over union rewards deciding.
+    """
+    programs = [Program(parts=(Part(share=1.0, form=form.sharpened(gain)),)) for gain in GAINS]
+    return max(programs, key=lambda p: match(p.predict(view), patterns))
+
+
+def choose(matches: list[float], parsimony: float) -> int:
+    """Index of the first (simplest) program within ``parsimony`` of the best `match`."""
+    best = max(matches)
+    return next(i for i, value in enumerate(matches) if value >= best - parsimony)
 
 
 def settings_from(programs: Mapping[str, Any], seed: int) -> FitSettings:

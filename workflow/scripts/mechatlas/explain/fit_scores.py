@@ -18,6 +18,7 @@ from mechatlas.explain.scores_form import (
     Scores,
     class_marks,
     distance_buckets,
+    position_octaves,
     relation_arrays,
 )
 from mechatlas.explain.vocabulary import TokenView
@@ -43,8 +44,8 @@ class ScoreFit:
     """
 
     steps: int = 90
-    learning_rate: float = 0.15
-    penalty: float = 3e-5
+    learning_rate: float = 0.3
+    penalty: float = 1e-4
     factors: int = 8
     batch_windows: int = 16
     seed: int = 0
@@ -108,13 +109,14 @@ class _Data:
     def __init__(self, view: TokenView, device: str) -> None:
         windows, length = view.shape
         gap = np.subtract.outer(np.arange(length), np.arange(length))
-        buckets = distance_buckets(length)
+        buckets, octaves = distance_buckets(length), position_octaves(length)
         hidden = np.where(gap < 0, -np.inf, 0).astype(np.float32)
         self.tokens = torch.from_numpy(view.tokens).to(device)
         self.marks = torch.from_numpy(class_marks(view)).to(device)
         self.relations = torch.from_numpy(relation_arrays(view)).flatten(1).to(device)
-        self.buckets = torch.from_numpy(buckets[np.abs(gap)]).to(device)
-        self.bucket_count = int(buckets.max()) + 1
+        self.distance_shape = (int(octaves.max()) + 1, int(buckets.max()) + 1)
+        place = octaves[:, None] * self.distance_shape[1] + buckets[np.abs(gap)]
+        self.places = torch.from_numpy(place).to(device)
         self.hidden = torch.from_numpy(hidden).to(device)
         self.rows = windows * (length - 1)
 
@@ -128,7 +130,7 @@ def _initial_tables(
         "sink_token": (size,),
         "key_token": (size,),
         "token_before_key": (size,),
-        "distance": (data.bucket_count,),
+        "distance": data.distance_shape,
         "relations": (len(RELATIONS),),
         "query_factors": (size, settings.factors),
         "key_factors": (size, settings.factors),
@@ -159,7 +161,7 @@ def predicted_rows(tables: dict[str, torch.nn.Parameter], data: _Data) -> torch.
     key = tables["key_token"][:, data.tokens]
     key[:, :, 1:] += tables["token_before_key"][:, data.tokens[:, :-1]]
     scores += key[:, :, None, :]
-    scores += (tables["distance"][:, data.buckets] + data.hidden)[:, None]
+    scores += (tables["distance"].flatten(1)[:, data.places] + data.hidden)[:, None]
     sink = torch.einsum("wqc,hc->hwq", data.marks, tables["sink_class"])
     scores[..., 0] = sink + tables["sink_token"][:, data.tokens]
     return torch.softmax(scores, dim=-1)
@@ -187,7 +189,7 @@ def set_gradients(
     key = error.sum(2)
     _scatter(grads["key_token"], data.tokens, key)
     _scatter(grads["token_before_key"], data.tokens[:, :-1], key[:, :, 1:])
-    grads["distance"].index_add_(1, data.buckets.flatten(), error.sum(1).flatten(1))
+    grads["distance"].flatten(1).index_add_(1, data.places.flatten(), error.sum(1).flatten(1))
     keys = torch.cat(
         [data.marks.expand(heads, -1, -1, -1), tables["key_factors"][:, data.tokens]], dim=-1
     )
@@ -224,7 +226,7 @@ def _forms(tables: dict[str, torch.nn.Parameter], view: TokenView) -> list[Score
             token_before_key=_sparse(arrays["token_before_key"][head]),
             query_factors=_factors(arrays["query_factors"][head], seen),
             key_factors=_factors(arrays["key_factors"][head], seen),
-            distance=_rounded(arrays["distance"][head]),
+            distance=tuple(_rounded(row) for row in arrays["distance"][head]),
             relations=dict(zip(RELATIONS, _rounded(arrays["relations"][head]), strict=True)),
         )
         for head in range(len(arrays["relations"]))

@@ -123,7 +123,8 @@ class Induction(Form):
     def english(self) -> str:
         side = "after" if self.offset == 1 else "before"
         what = "the current token" if self.prefix == 1 else f"the last {self.prefix} tokens"
-        return f"the token {side} {_PICK_WORDS[self.pick]} earlier occurrence of {what}"
+        text = f"the token {side} {_PICK_WORDS[self.pick]} earlier occurrence of {what}"
+        return text + (" (induction)" if self.offset == 1 else "")
 
 
 class Delimiter(Form):

@@ -35,32 +35,35 @@ def render(program: Program, view: TokenView) -> str:
 
 
 def _render_scores(prediction: np.ndarray, view: TokenView, flows: int = 3) -> str:
-    """Summarise a predicted pattern by its largest flows from query class to key."""
+    """Summarise a predicted pattern by the relation that holds most of it, else by its largest flows."""
     attention = prediction[:, 1:].copy()
     sink = float(attention[:, :, 0].mean())
     attention[:, :, 0] = 0
     total = float(attention.sum())
-    if sink > 0.97 or total == 0:
+    if sink > 0.99 or total == 0:
         return f"Rests on BOS ({_percent(sink)})."
-    phrases = []
+    relation, held = _relation(attention, view)
+    if relation:
+        text = f"By its score tables attends mostly to {relation} ({_percent(held)} off BOS)"
+    else:
+        text = f"By its score tables attends {_join(_flows(attention, view, flows))}"
+    pair = _strongest_pair(attention, view)
+    return f"{text}; strongest pair {pair}; {_percent(sink)} rests on BOS."
+
+
+def _flows(attention: np.ndarray, view: TokenView, count: int) -> list[str]:
+    """The largest flows from a class of queries to what they look at, with their share of the attention off BOS."""
+    total = float(attention.sum())
     by_class = _mass_by_query_class(attention, view)
-    for query_class in np.argsort(-by_class, kind="stable")[:flows]:
-        if by_class[query_class] < 0.08 * total:
+    phrases = []
+    for query_class in np.argsort(-by_class, kind="stable")[:count]:
+        share = by_class[query_class] / total
+        if phrases and share < 0.08:
             break
         rows = attention * (view.classes[:, 1:] == query_class)[:, :, None]
-        share = by_class[query_class] / total
-        phrases.append(
-            f"from {_class_words(query_class)} to {_target(rows, view)} ({_percent(share)})"
-        )
-    text = (
-        f"By its score tables attends {_join(phrases)}"
-        if phrases
-        else "Attends to many tokens a little"
-    )
-    pair = _strongest_pair(attention, view)
-    if pair:
-        text += f"; strongest pair {pair}"
-    return f"{text}; {_percent(sink)} rests on BOS."
+        target = _relation(rows, view)[0] or _key_classes(rows, view)
+        phrases.append(f"from {_class_words(query_class)} to {target} ({_percent(share)})")
+    return phrases
 
 
 def _mass_by_query_class(attention: np.ndarray, view: TokenView) -> np.ndarray:
@@ -68,23 +71,32 @@ def _mass_by_query_class(attention: np.ndarray, view: TokenView) -> np.ndarray:
     return np.bincount(view.classes[:, 1:].ravel(), mass, minlength=len(CLASSES))
 
 
-def _target(rows: np.ndarray, view: TokenView) -> str:
-    """Describe where the mass of some rows goes: by a relation if one holds most of it, else by key class."""
-    total = rows.sum()
-    best, held = "", 0.0
+def _relation(rows: np.ndarray, view: TokenView) -> tuple[str, float]:
+    """The relation that holds at least half of the mass of some rows, and its share; ("", 0) if none does.
+
+    A relation that marks many keys holds much of any attention, so what counts is the mass it holds beyond the share of
+    the keys that it marks.
+    """
+    total = float(rows.sum())
+    busy = rows.sum(-1) > 0
+    keys = float(np.tril(np.ones(rows.shape[-2:]), 1)[None].repeat(len(rows), 0)[busy].sum())
+    best, held, merit = "", 0.0, 0.0
     for name, form in RELATIONS.items():
         marks = view.memo(name, form.affinity)[:, 1:] > 0
-        mass = float(rows[marks].sum() / total)
-        # A relation that marks fewer keys says more, so it has to hold less of the mass.
-        if mass > 0.6 and mass - 0.2 * float(marks.sum() / marks[:, :, 0].size) / 10 > held:
-            best, held = name, mass
-    if best:
-        return _RELATION_WORDS[best]
+        mass = float(rows[marks].sum()) / total
+        beyond = mass - float(marks[busy].sum()) / max(keys, 1.0)
+        if mass >= 0.5 and beyond > merit:
+            best, held, merit = _RELATION_WORDS[name], mass, beyond
+    return best, held
+
+
+def _key_classes(rows: np.ndarray, view: TokenView) -> str:
+    """Describe where the mass of some rows goes by the one or two largest classes of keys."""
     key_mass = np.bincount(
         np.broadcast_to(view.classes[:, None, :], rows.shape).ravel(), rows.ravel(), len(CLASSES)
     )
     top = np.argsort(-key_mass, kind="stable")[:2]
-    kept = [c for c in top if key_mass[c] >= 0.2 * total] or [top[0]]
+    kept = [c for c in top if key_mass[c] >= 0.2 * key_mass.sum()] or [top[0]]
     return "earlier " + _join([_class_words(c) for c in kept])
 
 

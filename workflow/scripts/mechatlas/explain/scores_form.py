@@ -5,7 +5,7 @@ Where no single rule fits, a head is described by tables. The score of a key for
 - an entry for the classes of the query, the token before it, the key and the token before the key,
 - an entry for the key's own token and for the token before the key,
 - a few factors: for each the product of a loading of the query's token and one of the key's token,
-- an entry for the distance (in buckets that grow with it),
+- an entry for the distance (in buckets that grow with it), apart for each octave of query positions,
 - an entry for each relation that holds between the two positions (see `RELATIONS`);
 
 BOS competes with a score of its own that depends on the query's token and class. A softmax turns the scores into the
@@ -68,6 +68,11 @@ def distance_buckets(length: int) -> np.ndarray:
     return np.where(distance < 8, distance, coarse)
 
 
+def position_octaves(length: int) -> np.ndarray:
+    """Octave of each query position: 0 for 0 and 1, 1 for 2 and 3, 2 for 4 .. 7, and so on (int64 [length])."""
+    return np.floor(np.log2(np.maximum(np.arange(length), 1))).astype(np.int64)
+
+
 def relation_arrays(view: TokenView) -> np.ndarray:
     """Stack the relations of a view: float32 [R, W, T, T]."""
     return np.stack([view.memo(name, form.affinity) for name, form in RELATIONS.items()])
@@ -93,7 +98,7 @@ class Scores(Form):
     token_before_key: TokenTable = ()
     query_factors: FactorTable = ()
     key_factors: FactorTable = ()
-    distance: tuple[float, ...] = Field(min_length=1)
+    distance: tuple[tuple[float, ...], ...] = Field(min_length=1)
     relations: dict[str, float] = {}
 
     @model_validator(mode="after")
@@ -104,6 +109,31 @@ class Scores(Form):
         if any(not (0 <= a < 2 * C and 0 <= b < 2 * C) for a, b, _ in self.class_pair):
             raise ValueError(f"class_pair holds indices in 0 .. {2 * C - 1}")
         return self
+
+    def sharpened(self, gain: float) -> Scores:
+        """Return the form with all scores multiplied by ``gain``: above 1 its rows are more decided."""
+
+        def times(entries: tuple) -> tuple:
+            # The last number of an entry is its value; what comes before says where it belongs.
+            return tuple((*entry[:-1], round(entry[-1] * gain, 3)) for entry in entries)
+
+        def row(values: tuple[float, ...]) -> tuple[float, ...]:
+            return tuple(round(value * gain, 3) for value in values)
+
+        return self.model_copy(
+            update={
+                "sink_class": row(self.sink_class),
+                "sink_token": times(self.sink_token),
+                "class_pair": times(self.class_pair),
+                "key_token": times(self.key_token),
+                "token_before_key": times(self.token_before_key),
+                "query_factors": tuple((token, row(loads)) for token, loads in self.query_factors),
+                "distance": tuple(map(row, self.distance)),
+                "relations": dict(
+                    zip(self.relations, row(tuple(self.relations.values())), strict=True)
+                ),
+            }
+        )
 
     def scores(self, view: TokenView) -> np.ndarray:
         """Return the summed scores: float32 [W, T, T], -inf after the query, the sink in column 0."""
@@ -135,9 +165,11 @@ class Scores(Form):
         return scores
 
     def _distance_scores(self, length: int) -> np.ndarray:
-        buckets = np.minimum(distance_buckets(length), len(self.distance) - 1)
+        table = np.asarray(self.distance, dtype=np.float32)
+        octaves = np.minimum(position_octaves(length), len(table) - 1)
+        buckets = np.minimum(distance_buckets(length), table.shape[1] - 1)
         gap = np.abs(np.subtract.outer(np.arange(length), np.arange(length)))
-        return np.asarray(self.distance, dtype=np.float32)[buckets[gap]]
+        return table[octaves[:, None], buckets[gap]]
 
     def affinity(self, view: TokenView) -> np.ndarray:
         scores = self.scores(view)
