@@ -153,7 +153,8 @@ def every_result():
     )
     judged = (
         *("head_losses.parquet", "replacement_losses.parquet", "scores.parquet"),
-        *("replacement.parquet", "clusters.json", "report.md", "summary.csv"),
+        *("replacement.parquet", "clusters.json"),
+        *("report.md", "summary.csv", "headline.json"),
     )
     heads = "results/{model}/{source}/heads/{file}"
     both = MODELS + controls

@@ -42,6 +42,7 @@ rule train_demo_model:
         code=lib_digest(
             "corpus",
             "tasks",
+            "models/attention_entropy.py",
             "models/muon.py",
             "models/training.py",
             "models/tokenizer_training.py",

@@ -47,6 +47,8 @@ def _render_scores(prediction: np.ndarray, view: TokenView, flows: int = 3) -> s
         text = f"By its score tables attends mostly to {relation} ({_percent(held)} off BOS)"
     else:
         text = f"By its score tables attends {_join(_flows(attention, view, flows))}"
+        relation, held = _relation(attention, view, least=0.1, lift=4.0)
+        text += f"; often to {relation} ({_percent(held)})" if relation else ""
     pair = _strongest_pair(attention, view)
     return f"{text}; strongest pair {pair}; {_percent(sink)} rests on BOS."
 
@@ -71,22 +73,24 @@ def _mass_by_query_class(attention: np.ndarray, view: TokenView) -> np.ndarray:
     return np.bincount(view.classes[:, 1:].ravel(), mass, minlength=len(CLASSES))
 
 
-def _relation(rows: np.ndarray, view: TokenView) -> tuple[str, float]:
-    """The relation that holds at least half of the mass of some rows, and its share; ("", 0) if none does.
+def _relation(
+    rows: np.ndarray, view: TokenView, least: float = 0.5, lift: float = 1.0
+) -> tuple[str, float]:
+    """The relation that says most about where the mass of some rows goes, and the share it holds; ("", 0) if none.
 
-    A relation that marks many keys holds much of any attention, so what counts is the mass it holds beyond the share of
-    the keys that it marks.
+    It holds at least ``least`` of the mass, and at least ``lift`` times what the share of the keys that it marks would
+    give it. A relation that marks many keys holds much of any attention, so what counts is the mass beyond that share.
     """
     total = float(rows.sum())
     busy = rows.sum(-1) > 0
-    keys = float(np.tril(np.ones(rows.shape[-2:]), 1)[None].repeat(len(rows), 0)[busy].sum())
+    keys = float((np.arange(rows.shape[1]) + 1)[None].repeat(len(rows), 0)[busy].sum())
     best, held, merit = "", 0.0, 0.0
     for name, form in RELATIONS.items():
         marks = view.memo(name, form.affinity)[:, 1:] > 0
         mass = float(rows[marks].sum()) / total
-        beyond = mass - float(marks[busy].sum()) / max(keys, 1.0)
-        if mass >= 0.5 and beyond > merit:
-            best, held, merit = _RELATION_WORDS[name], mass, beyond
+        expected = float(marks[busy].sum()) / max(keys, 1.0)
+        if mass >= max(least, lift * expected) and mass - expected > merit:
+            best, held, merit = _RELATION_WORDS[name], mass, mass - expected
     return best, held
 
 
@@ -121,6 +125,8 @@ def _class_words(index: int) -> str:
         return plural[name]
     if name in ("comma or colon", "other punctuation", "BOS"):
         return {"comma or colon": "commas and colons"}.get(name, name)
+    if name == "auxiliary":
+        return "auxiliary verbs"
     return name + ("es" if name.endswith("s") else "s")
 
 

@@ -1,0 +1,233 @@
+"""Sentence templates of the studied behaviours, shared by the generated corpora and by the tasks.
+
+A template is plain text with slots in braces. `fill` turns it into pieces ``(text, role)``, so that the corpora
+can join them into prose and the tasks can turn them into tokens without ever searching a string.
+
+Slots of an indirect-object sentence: ``{X}`` and ``{Y}`` are the two names in the order of their first mention,
+``{S}`` the repeated one (the subject), ``{P}`` a place, ``{O}`` an object, ``{C}`` a bystander. The answer, the
+name that is not repeated, follows the closing clause. An opening clause and a closing clause with a held-out
+text never occur in training.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping
+
+Pieces = list[tuple[str, str]]
+
+_SET_OPENERS = (
+    "Then {X} and {Y} went to the {P},",
+    "After {X} and {Y} came back from the {P},",
+    "When {X} and {Y} arrived at the {P},",
+    "As {X} sat beside {Y} in the {P},",
+    "{X} invited {Y} to the {P}.",
+    "The {P} was empty when {X} and {Y} looked inside.",
+    "A letter brought {X} and {Y} to the {P}.",
+    "Because {X} and {Y} had missed the last train,",
+    "{X} had a quarrel with {Y} about the {P}, but afterwards",
+    "Since {X} and {Y} shared a room near the {P},",
+    "{X} was older than {Y}.",
+    "In the {P} there were only {X} and {Y}.",
+    "{X}, unlike {Y}, liked the {P}.",
+    "Neither {X} nor {Y} had been to the {P} before, and",
+    "Everyone in the {P} listened to {X} and {Y}.",
+    "{X} came with {Y}, and soon",
+)
+_PAIRS = "worked sang danced argued slept rested stayed dined".split()
+_MEETINGS = "met found joined followed visited called helped greeted thanked watched remembered surprised".split()
+_WHERE = "in at near outside inside by".split()
+IOI_OPENERS = (
+    _SET_OPENERS,
+    tuple(
+        form.format(verb=verb, where=where)
+        for form in (
+            "{{X}} and {{Y}} {verb} {where} the {{P}}.",
+            "Because {{X}} and {{Y}} {verb} {where} the {{P}},",
+            "For an hour {{X}} and {{Y}} {verb} {where} the {{P}}, and then",
+        )
+        for verb in _PAIRS
+        for where in _WHERE
+    ),
+    tuple(
+        form.format(verb=verb, where=where, Where=where.capitalize())
+        for form in (
+            "{{X}} {verb} {{Y}} {where} the {{P}}.",
+            "When {{X}} {verb} {{Y}} {where} the {{P}},",
+            "{{X}} {verb} {{Y}} {where} the {{P}}, and",
+            "{Where} the {{P}} {{X}} {verb} {{Y}}.",
+        )
+        for verb in _MEETINGS
+        for where in _WHERE
+    ),
+)
+"""Families of opening clauses; a family is drawn first, so that the large ones do not drown the small."""
+_GIVING = (
+    "gave handed passed sent offered lent threw showed brought mailed read granted presented shipped"
+).split()
+_GIFTS = ("a {O}", "the {O}", "the old {O}", "another {O}", "one more {O}", "the first {O}")
+_MANNERS = ("", " later", " kindly", " at once", " secretly")
+IOI_CLOSERS = (
+    (
+        "{S} decided to give the {O} to",
+        "{S} quietly said something to",
+        "{S} wanted to bring a {O} to",
+        "{S} wrote a long letter to",
+        "{S} took the {O} and gave it to",
+        "{S} was ready to speak to",
+        "{S} explained the plan to",
+        "{S} had to hand the {O} to",
+        "{S} bowed to",
+        "{S} described the {P} to",
+    ),
+    tuple(
+        f"{{S}}{manner} {verb} {gift} to"
+        for manner in _MANNERS
+        for verb in _GIVING
+        for gift in _GIFTS
+    ),
+)
+"""Families of closing clauses."""
+HELD_OUT_OPENERS = (
+    "While {X} and {Y} were waiting in the {P},",
+    "On the road to the {P}, {X} talked with {Y}.",
+    "For many years {X} lived next to {Y} at the {P}.",
+    "Yesterday {X} saw {Y} behind the {P}, so",
+    "The owner of the {P} knew {X} and {Y} well.",
+)
+HELD_OUT_CLOSERS = (
+    "{S} sold a {O} to",
+    "{S} carried the {O} over to",
+    "{S} returned the {O} to",
+    "{S} promised a small {O} to",
+    "{S} left the {O} to",
+)
+IOI_PREFIXES = (
+    "",
+    "",
+    "",
+    "In the evening it rained.",
+    "It was a cold morning.",
+    "Nobody remembers the year.",
+    "The story is well known in the valley.",
+    "At first everything was quiet, and the doors of the council hall were closed.",
+    "Some weeks later, in the middle of the harvest, the weather changed again.",
+    "{C} was not there.",
+    "{C} had already gone home, and the others were tired.",
+)
+IOI_MIDDLES = (
+    "",
+    "",
+    "",
+    "",
+    "The room was dark.",
+    "It was almost noon.",
+    "There was little time, and the wind was strong.",
+    "{C} watched from the window.",
+    "Nobody else was there except {C}.",
+)
+IOI_ENDINGS = (
+    ".",
+    ".",
+    ".",
+    " and went home.",
+    " before dinner.",
+    ", who smiled.",
+    " without a word.",
+    " because it was late.",
+)
+SEQUENCE_CLAUSE = "{W} {F} in {M}."
+SEQUENCE_OPEN = "{W} {F} in"
+YEAR_SENTENCE = "The {E} lasted from the year {HI}{LO} to the year {HI}"
+
+
+def training_clauses(rng: random.Random) -> tuple[str, str]:
+    """Draw an opening and a closing clause of the kinds that occur in training."""
+    return rng.choice(rng.choice(IOI_OPENERS)), rng.choice(rng.choice(IOI_CLOSERS))
+
+
+def held_out_clauses(rng: random.Random) -> tuple[str, str]:
+    """Draw an opening and a closing clause, neither of which occurs in training."""
+    return rng.choice(HELD_OUT_OPENERS), rng.choice(HELD_OUT_CLOSERS)
+
+
+_SLOT = re.compile(r"\{([A-Z]+)\}")
+
+
+def fill(
+    template: str, values: Mapping[str, str], roles: Mapping[str, str] | None = None
+) -> Pieces:
+    """Replace the slots of a template and return its pieces in order.
+
+    Parameters
+    ----------
+    template : str
+    values : mapping
+        Slot to text; every slot of the template must be present.
+    roles : mapping, optional
+        Slot to role; pieces of fixed text and slots that are not named have the role ``""``.
+
+    Returns
+    -------
+    list of (str, str)
+        Pieces whose texts joined give the filled template; a blank before a slot belongs to the slot's piece, as
+        byte-level tokenizers attach it to the word.
+    """
+    pieces: Pieces = []
+    position = 0
+    for match in _SLOT.finditer(template):
+        fixed = template[position : match.start()]
+        blank = " " if fixed.endswith(" ") else ""
+        if fixed[: len(fixed) - len(blank)]:
+            pieces.append((fixed[: len(fixed) - len(blank)], ""))
+        pieces.append((blank + values[match.group(1)], (roles or {}).get(match.group(1), "")))
+        position = match.end()
+    if template[position:]:
+        pieces.append((template[position:], ""))
+    return pieces
+
+
+def text_of(pieces: Pieces) -> str:
+    """Join the texts of pieces."""
+    return "".join(text for text, _ in pieces)
+
+
+def ioi_pieces(
+    opener: str,
+    closer: str,
+    values: Mapping[str, str],
+    order: str,
+    prefix: str = "",
+    middle: str = "",
+) -> Pieces:
+    """Build an indirect-object prompt up to the place of the answer.
+
+    Parameters
+    ----------
+    opener, closer : str
+        One of the opening and one of the closing clauses.
+    values : mapping
+        ``IO`` and ``S`` (names) and the slots ``P``, ``O``, ``C``.
+    order : {"ABBA", "BABA"}
+        ``ABBA``: the indirect object is mentioned first; ``BABA``: the subject is.
+    prefix, middle : str
+        Sentences before the opening clause and between the clauses; may hold ``{C}``.
+
+    Returns
+    -------
+    list of (str, str)
+        Pieces with the roles ``io``, ``s1``, ``s2``, each exactly once. The text begins without a blank.
+    """
+    first, second = ("IO", "S") if order == "ABBA" else ("S", "IO")
+    slots = {**values, "X": values[first], "Y": values[second]}
+    roles = {"X": "io" if first == "IO" else "s1", "Y": "s1" if first == "IO" else "io"}
+    sentences = [(prefix, {}), (opener, roles), (middle, {}), (closer, {"S": "s2"})]
+    if middle and not opener.endswith("."):
+        # A clause that ends with a comma runs on into the closing one, so the aside goes in front of it.
+        sentences = [(prefix, {}), (middle, {}), (opener, roles), (closer, {"S": "s2"})]
+    pieces: Pieces = []
+    for template, names in sentences:
+        if template:
+            pieces.extend(fill((" " if pieces else "") + template, slots, names))
+    return pieces

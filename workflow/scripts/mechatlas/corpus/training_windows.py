@@ -1,0 +1,185 @@
+"""Token windows on which the embedded models are trained: cuts of text and repeated random blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mechatlas.corpus.document import Document
+from mechatlas.io import UserError
+
+ENCODE_CHUNK = 2_000
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of training.
+
+    Attributes
+    ----------
+    steps, windows, length : int
+        Steps, windows per step, tokens per window (BOS included).
+    repeated_share, drill_share : float
+        Shares of windows in a step that are repeated random blocks and cuts of drills
+        (`mechatlas.corpus.synthetic.generate_drills`); the others are cuts of articles and threads.
+    shortest_period, longest_period : int
+        Range, ends included, from which the lengths of the blocks are drawn.
+    """
+
+    steps: int
+    windows: int
+    length: int
+    repeated_share: float
+    drill_share: float
+    shortest_period: int
+    longest_period: int
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.shortest_period <= self.longest_period <= self.length // 2 - 1:
+            raise UserError(
+                f"phases: periods {self.shortest_period} to {self.longest_period} do not repeat in windows of "
+                f"{self.length} tokens; keep them between 2 and {self.length // 2 - 1}"
+            )
+
+
+def encode_documents(
+    documents: Iterable[Document], encode_batch: Callable[[list[str]], list[list[int]]]
+) -> list[np.ndarray]:
+    """Return the token ids (uint16) of each document; ``encode_batch`` adds no special tokens."""
+    encoded: list[np.ndarray] = []
+    chunk: list[str] = []
+    for document in documents:
+        chunk.append(document.text)
+        if len(chunk) == ENCODE_CHUNK:
+            encoded.extend(np.asarray(ids, dtype=np.uint16) for ids in encode_batch(chunk))
+            chunk = []
+    encoded.extend(
+        np.asarray(ids, dtype=np.uint16) for ids in (encode_batch(chunk) if chunk else [])
+    )
+    return encoded
+
+
+def cut_windows(
+    encoded: Iterable[np.ndarray], bos: int, length: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Cut every document into as many windows as it holds.
+
+    Parameters
+    ----------
+    encoded : iterable of numpy.ndarray
+        Token ids of each document.
+    bos : int
+        Id put in front of every window.
+    length : int
+        Tokens per window, BOS included.
+    rng : numpy.random.Generator
+        Chooses the first cut of each document, so that text stands at varying positions.
+
+    Returns
+    -------
+    numpy.ndarray
+        [N, length] uint16, in document order. Documents shorter than a window are left out.
+
+    Raises
+    ------
+    UserError
+        If no document is long enough.
+    """
+    body = length - 1
+    windows = []
+    for ids in encoded:
+        count = len(ids) // body
+        if count:
+            first = int(rng.integers(0, len(ids) - count * body + 1))
+            windows.append(ids[first : first + count * body].reshape(count, body))
+    if not windows:
+        raise UserError(f"length: no document has {body} tokens; use a shorter window")
+    return np.pad(np.concatenate(windows), ((0, 0), (1, 0)), constant_values=bos)
+
+
+def repeated_windows(
+    count: int, phase: Phase, bos: int, vocabulary: Sequence[int], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Make windows of a random block of tokens that repeats to the end.
+
+    Parameters
+    ----------
+    count : int
+        Number of windows.
+    phase : Phase
+        Gives their length and the range of periods.
+    bos : int
+        Id put in front.
+    vocabulary : sequence of int
+        Ids to draw from.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    tuple of numpy.ndarray
+        Windows [count, length] uint16, and per window [count] int64 the first index whose token can be predicted
+        (the second token of the second copy).
+    """
+    length = phase.length
+    periods = rng.integers(phase.shortest_period, phase.longest_period + 1, size=count)
+    blocks = rng.choice(np.asarray(vocabulary, dtype=np.uint16), size=(count, length))
+    index = np.arange(length - 1)[None, :] % periods[:, None]
+    windows = np.full((count, length), bos, dtype=np.uint16)
+    windows[:, 1:] = np.take_along_axis(blocks, index, axis=1)
+    return windows, periods + 2
+
+
+def phase_batches(
+    text: np.ndarray,
+    drills: np.ndarray,
+    phase: Phase,
+    bos: int,
+    vocabulary: Sequence[int],
+    rng: np.random.Generator,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Lay out the steps of a phase: repeated blocks, drills and text in random order, each cut used once.
+
+    Parameters
+    ----------
+    text, drills : numpy.ndarray
+        [N, phase.length] windows of text and of drills.
+    phase : Phase
+    bos, vocabulary, rng
+        As in `repeated_windows`.
+
+    Returns
+    -------
+    list of tuple
+        Per step: tokens [windows, length] uint16, and per window [windows] int64 the first index whose token counts
+        for the loss.
+
+    Raises
+    ------
+    UserError
+        If there are fewer windows of text or drills than the steps need.
+    """
+    repeated = round(phase.windows * phase.repeated_share)
+    drilled = round(phase.windows * phase.drill_share)
+    cuts = phase.windows - repeated - drilled
+    text_rows = _shuffled("text.documents", len(text), phase, cuts, rng)
+    drill_rows = _shuffled("text.drills", len(drills), phase, drilled, rng)
+    batches = []
+    for step in range(phase.steps):
+        blocks, starts = repeated_windows(repeated, phase, bos, vocabulary, rng)
+        rows = (blocks, drills[drill_rows[step]], text[text_rows[step]])
+        first = np.concatenate([starts, np.ones(drilled + cuts, dtype=np.int64)])
+        batches.append((np.concatenate(rows), first))
+    return batches
+
+
+def _shuffled(
+    key: str, available: int, phase: Phase, per_step: int, rng: np.random.Generator
+) -> np.ndarray:
+    needed = phase.steps * per_step
+    if needed > available:
+        raise UserError(
+            f"{key}: {available} windows of {phase.length} tokens, {needed} needed; raise it in the recipe"
+        )
+    return rng.permutation(available)[:needed].reshape(phase.steps, per_step)

@@ -1,0 +1,1 @@
+"""Data frames in; figures, tables and pages out. Nothing here computes a result."""

@@ -1,0 +1,84 @@
+"""The page that links the reports of all models and sources."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from mechatlas.figures.html import Html, escape, number, page, table, with_interval
+from mechatlas.figures.reference import HAYES_2026
+from mechatlas.figures.results import at_share
+from mechatlas.figures.words import percent
+
+TITLE = "mechatlas: explained attention heads"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the index.
+
+    Attributes
+    ----------
+    model, source : str
+    links : mapping
+        Words -> path relative to the index.
+    headline : mapping
+        headline.json.
+    """
+
+    model: str
+    source: str
+    links: Mapping[str, str]
+    headline: Mapping[str, Any]
+
+
+def index_page(entries: Sequence[Entry], facts: Mapping[str, Any]) -> str:
+    """Return the index as one self-contained page."""
+    columns = [
+        "model", "source", "heads scored", "mean IoU", "beat every control",
+        "perplexity, 25 % of heads replaced", "pages and files",
+    ]  # fmt: skip
+    reference = [
+        HAYES_2026.citation, "for comparison", number(None), f"above {number(HAYES_2026.mean_iou)}",
+        number(None), percent(HAYES_2026.ratio - 1, sign=True), "",
+    ]  # fmt: skip
+    rows = [*(_row(entry) for entry in entries), reference]
+    body = (
+        f"<main><h1>{escape(TITLE)}</h1>"
+        "<p>Each attention head has an explanation that can be executed: a small program, said in words. "
+        "The numbers are of documents that no explanation was fitted on. IoU: overlap of predicted and true "
+        "attention, from 0 to 1, with its interval. A head beats every control if its IoU is above that of "
+        "explanations that should fail. The last number says how much worse the model predicts "
+        "text when a quarter of its heads run on their programs.</p>"
+        f"{table(columns, rows).text}</main>"
+    )
+    return page(TITLE, body, facts=facts)
+
+
+def _row(entry: Entry) -> list[Any]:
+    headline = entry.headline
+    iou, beats = headline["means"].get("iou", {}), headline["beats"]
+    replaced = at_share(headline, "best")
+    links = " · ".join(
+        f"<a href='{quote(path)}'>{escape(words)}</a>" for words, path in entry.links.items()
+    )
+    return [
+        entry.model,
+        entry.source,
+        f"{headline['scored']} of {headline['heads']}",
+        with_interval(iou.get("value"), iou.get("low"), iou.get("high")),
+        f"{percent(beats['count'] / beats['of'])} of {beats['of']}"
+        if beats["of"]
+        else number(None),
+        _change(replaced),
+        Html(links),
+    ]
+
+
+def _change(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return number(None)
+    share = "" if abs(row["share"] - 0.25) < 1e-9 else f" (at {percent(row['share'])})"
+    return percent(row["ratio"] - 1, 1, sign=True) + share

@@ -1,0 +1,162 @@
+"""Notebooks: executed with this interpreter, cleaned to stable bytes, rendered as one page.
+
+Jupyter's and IPython's folders are temporary, so that a run neither depends on the home folder nor leaves anything in
+it, and the kernel talks over files rather than the network, so that a run works where there is none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mechatlas.figures.html import page
+from mechatlas.io import UserError, write_text
+
+KERNEL = "mechatlas"
+LIBRARY = Path(__file__).resolve().parents[2]
+# What papermill adds that differs from run to run.
+_RUN_METADATA = ("papermill", "execution")
+_TOGGLE = "<label class='mx-toggle'><input type='checkbox' id='mx-code'> Show code</label>"
+_STYLE = """
+.mx-toggle { position: absolute; right: 1.2rem; top: .6rem; font-size: .85rem; color: var(--soft); }
+.code_cell > .input { display: none; }
+body:has(#mx-code:checked) .code_cell > .input { display: block; }
+"""
+
+
+@contextmanager
+def jupyter_folders() -> Iterator[None]:
+    """Give Jupyter and IPython temporary folders, with a kernel that runs this interpreter and this library."""
+    with tempfile.TemporaryDirectory(prefix="mx-") as root:
+        spec = Path(root, "data", "kernels", KERNEL, "kernel.json")
+        spec.parent.mkdir(parents=True)
+        paths = [str(LIBRARY), *filter(None, [os.environ.get("PYTHONPATH")])]
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        record = {
+            "argv": command,
+            "display_name": "Python 3",
+            "language": "python",
+            "env": {"PYTHONPATH": os.pathsep.join(paths), "PYDEVD_DISABLE_FILE_VALIDATION": "1"},
+        }
+        spec.write_text(json.dumps(record))
+        changed = {
+            "JUPYTER_PATH": f"{root}/data",
+            "JUPYTER_DATA_DIR": f"{root}/data",
+            "JUPYTER_CONFIG_DIR": f"{root}/config",
+            "JUPYTER_RUNTIME_DIR": f"{root}/run",
+            "IPYTHONDIR": f"{root}/ipython",
+            "JUPYTER_PLATFORM_DIRS": "1",
+        }
+        before = {name: os.environ.get(name) for name in changed}
+        os.environ.update(changed)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+
+def execute_notebook(source: str | Path, log: str | Path, parameters: Mapping[str, Any]) -> Any:
+    """Execute a notebook with parameters and return it cleaned (see `clean_notebook`).
+
+    Parameters
+    ----------
+    source : path
+        Notebook with a cell tagged "parameters".
+    log : path
+        Where the notebook is written while it runs; after a failure it holds the cells up to the error.
+    parameters : mapping
+
+    Raises
+    ------
+    UserError
+        If a cell raises one, or the notebook is damaged.
+    """
+    import nbformat
+    import papermill
+    from papermill.exceptions import PapermillException, PapermillExecutionError
+    from traitlets.config import Config
+
+    Path(log).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with jupyter_folders():
+            notebook = papermill.execute_notebook(
+                str(source),
+                str(log),
+                parameters=dict(parameters),
+                kernel_name=KERNEL,
+                progress_bar=False,
+                config=Config({"KernelManager": {"transport": "ipc"}}),
+            )
+    except PapermillExecutionError as error:
+        if error.ename == UserError.__name__:
+            raise UserError(error.evalue) from error
+        raise
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError, PapermillException) as error:
+        raise UserError(
+            f"{source} is not a notebook that can run: {str(error).splitlines()[0]}"
+        ) from error
+    return clean_notebook(notebook)
+
+
+def clean_notebook(notebook: Any) -> Any:
+    """Remove from an executed notebook what differs from run to run, in place; return it."""
+    metadata = notebook.metadata
+    for name in _RUN_METADATA:
+        metadata.pop(name, None)
+    metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    for place, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{place}"
+        for name in _RUN_METADATA:
+            cell.metadata.pop(name, None)
+    return notebook
+
+
+def write_notebook(path: str | Path, notebook: Any, facts: Mapping[str, Any]) -> None:
+    """Write a notebook, with its provenance among its metadata."""
+    import nbformat
+
+    notebook.metadata["mechatlas"] = dict(facts)
+    write_text(path, nbformat.writes(notebook) + "\n")
+
+
+def notebook_page(notebook: Any, title: str, facts: Mapping[str, Any]) -> str:
+    """Render an executed notebook as one page with hidden code and nothing that loads from elsewhere.
+
+    Parameters
+    ----------
+    notebook : nbformat.NotebookNode
+    title : str
+    facts : mapping
+        Provenance, kept in the page.
+    """
+    from nbconvert import HTMLExporter
+    from nbconvert.preprocessors import TagRemovePreprocessor
+    from pygments.formatters import HtmlFormatter
+
+    with jupyter_folders():
+        # The basic template is the cells alone: no style sheets, scripts or fonts of others.
+        exporter = HTMLExporter(
+            template_name="basic",
+            embed_images=True,
+            exclude_input_prompt=True,
+            exclude_output_prompt=True,
+            exclude_anchor_links=True,
+        )
+        remove = TagRemovePreprocessor(
+            remove_cell_tags=["parameters", "injected-parameters"], enabled=True
+        )
+        exporter.register_preprocessor(remove, enabled=True)
+        body, _ = exporter.from_notebook_node(notebook)
+    colours = HtmlFormatter(style="default", nobackground=True).get_style_defs(".highlight")
+    style = f"@media (prefers-color-scheme: light) {{\n{colours}\n}}\n{_STYLE}"
+    return page(title, f"{_TOGGLE}\n<main>\n{body}\n</main>", facts=facts, style=style)

@@ -1,0 +1,191 @@
+"""The result files of one model and source, joined into what reports show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mechatlas.explain.clusters import unit_names
+from mechatlas.io import read_json, read_jsonl, read_table
+
+#: Metrics in the order in which they are shown, with their words.
+METRICS: dict[str, str] = {
+    "iou": "IoU",
+    "iou_without_sink": "IoU without sink",
+    "js_distance": "Jensen-Shannon distance",
+    "correlation": "correlation",
+    "correlation_without_sink": "correlation without sink",
+    "top1_accuracy": "top-1 key",
+    "top1_accuracy_without_sink": "top-1 key without sink",
+    "average_precision": "average precision",
+    "auc_negative_same_query": "AUC, same query",
+    "auc_negative_same_key": "AUC, same key",
+    "auc_negative_same_distance": "AUC, same distance",
+    "loss_recovered": "loss recovered",
+}
+#: Metrics whose interval is among the columns of the table of heads.
+WITH_INTERVAL = ("iou", "iou_without_sink", "loss_recovered")
+MAIN_METRIC = "iou"
+UNSCORED = "unscored"
+
+
+@dataclass(frozen=True)
+class HeadResults:
+    """What reports read of one model and source.
+
+    Attributes
+    ----------
+    explanations : list of dict
+        Records of explanations.jsonl, controls left out.
+    scores : data frame
+        scores.parquet.
+    clusters : dict
+        clusters.json.
+    curve : data frame
+        replacement.parquet.
+    """
+
+    explanations: list[dict[str, Any]]
+    scores: pd.DataFrame
+    clusters: dict[str, Any]
+    curve: pd.DataFrame
+
+
+def read_results(
+    explanations: str | Path, scores: str | Path, clusters: str | Path, curve: str | Path
+) -> HeadResults:
+    """Read the result files of heads."""
+    own = [record for record in read_jsonl(explanations) if record["control"] == "none"]
+    return HeadResults(own, read_table(scores), read_json(clusters), read_table(curve))
+
+
+def head_table(results: HeadResults) -> pd.DataFrame:
+    """Join explanations, scores and clusters: one row per explanation, in the order of layers and heads.
+
+    Returns
+    -------
+    data frame
+        ``unit``, ``layer``, ``head``, ``explainer``, ``kind``, ``text``, ``status``, ``reason``, ``documents``; each
+        metric of `METRICS` (those of `WITH_INTERVAL` with ``_low`` and ``_high``); ``best_control`` (the control with
+        the highest IoU), its ``best_control_iou``, the explanation's ``advantage`` over it with ``_low``, ``_high``
+        and ``_q_value``; ``beats_every_control``; ``cluster`` (number, missing for noise), ``cluster_label``;
+        ``validation_iou``; ``unscored`` (metrics without a value, with reasons). Missing numbers are NaN.
+    """
+    scores = dict(iter(results.scores.groupby(["unit", "explainer"])))
+    nothing = results.scores.head(0)
+    rows = [
+        _row(
+            record,
+            name,
+            scores.get((record["unit"], record["explainer"]), nothing),
+            results.clusters,
+        )
+        for record, name in zip(results.explanations, unit_names(results.explanations), strict=True)
+    ]
+    table = pd.DataFrame(rows).sort_values(["layer", "head", "explainer"], kind="stable")
+    table["cluster"] = table["cluster"].astype("Int64")
+    return table.reset_index(drop=True)
+
+
+def _row(
+    record: Mapping[str, Any], name: str, mine: pd.DataFrame, clusters: Mapping[str, Any]
+) -> dict[str, Any]:
+    own = mine[mine["control"] == "none"].set_index("metric")
+    main = own.loc[MAIN_METRIC] if MAIN_METRIC in own.index else None
+    scored = main is not None and main["status"] == "scored"
+    row: dict[str, Any] = {
+        **{key: record[key] for key in ("unit", "layer", "head", "explainer")},
+        "kind": record.get("kind", ""),
+        "text": record["text"],
+        "status": "scored" if scored else UNSCORED,
+        "reason": "" if scored else ("no score" if main is None else main["reason"]),
+        "documents": int(main["documents"]) if scored else 0,
+    }
+    for metric in METRICS:
+        row[metric] = own["value"].get(metric, np.nan)
+        if metric in WITH_INTERVAL:
+            row[f"{metric}_low"] = own["low"].get(metric, np.nan)
+            row[f"{metric}_high"] = own["high"].get(metric, np.nan)
+    row |= _against_controls(mine[(mine["metric"] == MAIN_METRIC) & (mine["control"] != "none")])
+    row |= _cluster_of(name, clusters)
+    row["validation_iou"] = record.get("validation_iou", np.nan)
+    missing = own[own["status"] == UNSCORED]
+    row["unscored"] = "; ".join(
+        f"{metric}: {reason}" for metric, reason in missing["reason"].items()
+    )
+    return row
+
+
+def _against_controls(rows: pd.DataFrame) -> dict[str, Any]:
+    known = rows[rows["difference"].notna()].sort_values(
+        ["value", "control"], ascending=[False, True]
+    )
+    names = ("advantage", "advantage_low", "advantage_high", "advantage_q_value")
+    if known.empty:
+        empty = dict.fromkeys(("best_control_iou", *names), np.nan)
+        return {"best_control": "", **empty, "beats_every_control": None}
+    best = known.iloc[0]
+    values = best[["difference", "difference_low", "difference_high", "q_value"]]
+    return {
+        "best_control": best["control"],
+        "best_control_iou": best["value"],
+        **dict(zip(names, values, strict=True)),
+        "beats_every_control": bool(known["beats_control"].astype(bool).all()),
+    }
+
+
+def _cluster_of(name: str, clusters: Mapping[str, Any]) -> dict[str, Any]:
+    for cluster in clusters["clusters"]:
+        if name in cluster["units"]:
+            return {"cluster": cluster["id"], "cluster_label": cluster["label"]}
+    return {"cluster": None, "cluster_label": ""}
+
+
+def cluster_sizes(results: HeadResults, table: pd.DataFrame) -> list[tuple[str, int, float]]:
+    """Return (label, heads, mean IoU) of every cluster."""
+    return [
+        (
+            f"{cluster['id']}: {cluster['label']}",
+            cluster["size"],
+            float(table.loc[table["cluster"] == cluster["id"], MAIN_METRIC].mean()),
+        )
+        for cluster in results.clusters["clusters"]
+    ]
+
+
+def unscored_rows(results: HeadResults) -> list[tuple[str, str, int, str]]:
+    """Return (metric, reason, number of heads, heads) for every reason why a score is missing."""
+    missing = results.scores[
+        (results.scores["control"] == "none") & (results.scores["status"] == UNSCORED)
+    ]
+    rows = []
+    order = {metric: i for i, metric in enumerate(METRICS)}
+    for (metric, reason), group in missing.groupby(["metric", "reason"], sort=True):
+        rows.append((METRICS.get(metric, metric), reason, len(group), ", ".join(group["unit"])))
+    return sorted(
+        rows, key=lambda row: ([*METRICS.values(), row[0]].index(row[0]), row[1], len(order))
+    )
+
+
+def best_median_worst(table: pd.DataFrame) -> list[tuple[str, pd.Series]]:
+    """Return the rows of the best, the median and the worst explained head, fewer if there are fewer heads."""
+    scored = table[table[MAIN_METRIC].notna()]
+    scored = scored.sort_values([MAIN_METRIC, "layer", "head"], ascending=[False, True, True])
+    if scored.empty:
+        return []
+    places = {"best": 0, "median": (len(scored) - 1) // 2, "worst": len(scored) - 1}
+    chosen: dict[int, str] = {}
+    for name, place in places.items():
+        chosen.setdefault(place, name)
+    return [(name, scored.iloc[place]) for place, name in chosen.items()]
+
+
+def at_share(headline: Mapping[str, Any], order: str, share: float = 0.25) -> dict[str, Any] | None:
+    """Return the row of the replacement curve whose share is nearest to ``share``, or None if there is none."""
+    rows = [row for row in headline["replacement"] if row["order"] == order]
+    return min(rows, key=lambda row: (abs(row["share"] - share), row["share"]), default=None)

@@ -1,0 +1,92 @@
+"""One look for all figures, and their byte-stable SVG form."""
+
+from __future__ import annotations
+
+import functools
+import io
+import re
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, ParamSpec
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+
+# The palette of Okabe and Ito (2008), which people with any kind of colour vision can tell apart.
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
+    *("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"),
+)
+GREY = "#767676"
+SEQUENTIAL = "cividis"
+EXPLANATION = BLUE
+#: Colour, marker and words of each control, the explanation itself included.
+VARIANTS: dict[str, tuple[str, str, str]] = {
+    "none": (EXPLANATION, "o", "explanation"),
+    "swapped": (ORANGE, "s", "another head's explanation"),
+    "shuffled": (GREEN, "^", "fitted on shuffled rows"),
+    "mean_pattern": (PURPLE, "v", "mean pattern of the head"),
+    "random_weights": (RED, "D", "model with random weights"),
+}
+SETTINGS = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so widths are the same everywhere
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "mechatlas",
+}
+
+
+def variant_style(name: str) -> tuple[str, str, str]:
+    """Return colour, marker and words of a control; a control that is not known gets grey."""
+    return VARIANTS.get(name, (GREY, "x", name.replace("_", " ")))
+
+
+def in_order(controls: Iterable[str]) -> list[str]:
+    """Return controls in the order of `VARIANTS`, those that are not known last."""
+    known = list(VARIANTS)
+    return sorted(set(controls), key=lambda n: (known.index(n) if n in known else len(known), n))
+
+
+def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Give a function that draws a figure the settings of this module."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        import matplotlib
+
+        with matplotlib.rc_context(SETTINGS):
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return a figure of a size in inches and its axes.
+
+    No global state of matplotlib is used, so figures need no closing and do not depend on a back end.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def svg(figure: Figure) -> str:
+    """Return a figure as SVG text: the same bytes for the same figure, and no reference to anything outside."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context(SETTINGS):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    return text[text.index("<svg") :]

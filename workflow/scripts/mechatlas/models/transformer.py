@@ -1,0 +1,363 @@
+"""The forward pass of GPT-2- and Llama-type models, with frozen weights and named hook points.
+
+The functions read like the formulas (Radford et al. 2019; Touvron et al. 2023). A hook point costs nothing when
+no hook is set, and attention runs fused unless a hook needs the scores or the pattern.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mechatlas.io import UserError
+from mechatlas.models.config import Llama3Rope, ModelConfig, read_config
+from mechatlas.models.weights import (
+    Layer,
+    Weights,
+    load_weights,
+    random_hash,
+    random_weights,
+    weights_hash,
+)
+
+Hook = Callable[[Tensor, int], Tensor | None]
+
+POINTS = (
+    "embed", "resid_pre", "attn_in", "q", "k", "v", "attn_scores", "pattern", "z", "attn_out", "resid_mid",
+    "mlp_in", "mlp_pre", "mlp_post", "mlp_out", "resid_post", "final_norm", "logits",
+)  # fmt: skip
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
+ACTIVATIONS = {
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
+LOGITS_PER_CHUNK = 2**24  # entries of the vocabulary logits that `losses` holds at once (64 MiB)
+
+
+class Transformer:
+    """A language model with frozen weights.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    weights : Weights
+    digest : str or callable
+        What `hash` returns: identifies the weights in provenance records.
+
+    Notes
+    -----
+    Hook points and shapes (B windows, T tokens, H heads, Hkv key/value heads, dh head size, d model width, m MLP
+    width): ``embed``, ``resid_pre``, ``attn_in`` (normalised), ``attn_out``, ``resid_mid``, ``mlp_in``
+    (normalised), ``mlp_out``, ``resid_post``, ``final_norm`` are ``[B, T, d]``; ``q`` and ``z`` are
+    ``[B, T, H, dh]``; ``k`` and ``v`` are ``[B, T, Hkv, dh]`` (q and k after the rotary embedding);
+    ``attn_scores`` (scaled, masked with -inf) and ``pattern`` are ``[B, H, T, T]``; ``mlp_pre`` is the gate
+    before and ``mlp_post`` what the output matrix reads after the nonlinearity, ``[B, T, m]``; ``logits`` is
+    ``[B, T, V]``. A hook gets the value and the layer (0 for ``embed``, n_layers for ``final_norm`` and
+    ``logits``); a tensor that it returns replaces the value. Do not change the value in place.
+    """
+
+    def __init__(self, config: ModelConfig, weights: Weights, digest: str | Callable[[], str] = ""):
+        self.config = config
+        self.weights = weights
+        self._digest = digest
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the weights file(s), or of architecture and seed for random weights."""
+        return self._digest() if callable(self._digest) else self._digest
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.weights.embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of weights and activations."""
+        return self.weights.embedding.dtype
+
+    def forward(
+        self,
+        tokens: Tensor,
+        hooks: Mapping[str, Hook] | None = None,
+        *,
+        logits: bool = True,
+        resume: tuple[int, Tensor] | None = None,
+    ) -> Tensor:
+        """Run the model on ``tokens [B, T]`` (int64).
+
+        ``resume=(layer, x)`` starts at a layer from its ``resid_pre`` ``x [B, T, d]``, so that changes in late
+        layers do not pay for the early ones.
+
+        Returns
+        -------
+        Tensor
+            Logits ``[B, T, V]``, or with ``logits=False`` the normalised final residual ``[B, T, d]``.
+
+        Raises
+        ------
+        UserError
+            If T exceeds the model's context.
+        ValueError
+            If a hook is set on a point that does not exist.
+        """
+        hooks = _checked(hooks)
+        first, x = resume or (0, _hooked(hooks, "embed", self._embed(tokens), 0))
+        rotary = self._rotary(tokens.shape[1])
+        for index, layer in list(enumerate(self.weights.layers))[first:]:
+            x = _hooked(hooks, "resid_pre", x, index)
+            x = x + self._attention(x, layer, index, rotary, hooks)
+            x = _hooked(hooks, "resid_mid", x, index)
+            x = x + self._mlp(x, layer, index, hooks)
+            x = _hooked(hooks, "resid_post", x, index)
+        weights, last = self.weights, self.config.n_layers
+        x = _hooked(
+            hooks, "final_norm", self._norm(x, weights.final_norm, weights.final_norm_bias), last
+        )
+        return _hooked(hooks, "logits", self.unembed(x), last) if logits else x
+
+    def unembed(self, x: Tensor) -> Tensor:
+        """Map normalised final residuals ``[..., d]`` to logits ``[..., V]``."""
+        return F.linear(x, self.weights.unembedding)
+
+    def losses(
+        self,
+        tokens: Tensor,
+        hooks: Mapping[str, Hook] | None = None,
+        *,
+        resume: tuple[int, Tensor] | None = None,
+    ) -> Tensor:
+        """Return next-token cross-entropies in nats, ``[B, T-1]`` float32 (``resume`` as in `forward`).
+
+        The logits of the vocabulary exist only for a bounded number of positions at a time (unless a hook
+        asks for them).
+        """
+        targets = tokens[:, 1:].flatten()
+        if hooks and "logits" in hooks:
+            rows = self.forward(tokens, hooks, resume=resume)[:, :-1].flatten(0, 1)
+            losses = F.cross_entropy(rows.float(), targets, reduction="none")
+        else:
+            rows = self.forward(tokens, hooks, logits=False, resume=resume)[:, :-1].flatten(0, 1)
+            size = max(1, LOGITS_PER_CHUNK // self.config.vocab_size)
+            losses = torch.cat(
+                [
+                    F.cross_entropy(self.unembed(part).float(), target, reduction="none")
+                    for part, target in zip(rows.split(size), targets.split(size), strict=True)
+                ]
+            )
+        return losses.view(tokens.shape[0], -1)
+
+    def value_norms(self, v: Tensor, layer: int) -> Tensor:
+        """Return ``||v_k W_O^h||_2`` for every head and key.
+
+        Parameters
+        ----------
+        v : Tensor [B, T, Hkv, dh]
+            Values as the hook point ``v`` gives them.
+        layer : int
+
+        Returns
+        -------
+        Tensor [B, H, T], at least float32
+            The norm of what each head would write if it attended to one position only. It is computed as
+            sqrt(v G v') with the Gram matrix G = W_O W_O' of the head's output weights, so that no
+            ``[B, T, H, d_model]`` tensor is made.
+        """
+        gram = self._grams[layer]
+        batch, length = v.shape[:2]
+        per_head = v.to(gram.dtype).permute(2, 0, 1, 3).flatten(1, 2)
+        if self.config.n_kv_heads != self.config.n_heads:
+            per_head = per_head.repeat_interleave(
+                self.config.n_heads // self.config.n_kv_heads, dim=0
+            )
+        squares = (per_head @ gram).mul_(per_head).sum(-1).clamp_min_(0)
+        return squares.sqrt_().view(-1, batch, length).transpose(0, 1)
+
+    def output_weights(self, layer: int) -> Tensor:
+        """Return W_O of a layer as a view ``[H, d_head, d_model]``."""
+        config = self.config
+        return self.weights.layers[layer].w_o.view(config.n_heads, config.d_head, config.d_model)
+
+    @cached_property
+    def _grams(self) -> list[Tensor]:
+        grams = []
+        for layer in range(self.config.n_layers):
+            w_o = self.output_weights(layer)
+            w_o = w_o.to(torch.promote_types(w_o.dtype, torch.float32))
+            grams.append(w_o @ w_o.mT)
+        return grams
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        length = tokens.shape[1]
+        if length > self.config.n_ctx:
+            raise UserError(
+                f"a sequence of {length} tokens is longer than the model's context of {self.config.n_ctx}; "
+                "set window_len to at most that"
+            )
+        x = F.embedding(tokens, self.weights.embedding)
+        return x if self.weights.positions is None else x + self.weights.positions[:length]
+
+    def _norm(self, x: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        if self.config.architecture == "gpt2":
+            return F.layer_norm(x, x.shape[-1:], scale, bias, self.config.norm_eps)
+        # At least float32 inside, as the reference does, because bfloat16 squares lose too much.
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean_square = wide.square().mean(-1, keepdim=True)
+        return scale * (wide * torch.rsqrt(mean_square + self.config.norm_eps)).to(x.dtype)
+
+    def _attention(
+        self, x: Tensor, layer: Layer, index: int, rotary: tuple | None, hooks: Mapping[str, Hook]
+    ) -> Tensor:
+        config = self.config
+        x = _hooked(hooks, "attn_in", self._norm(x, layer.norm1, layer.norm1_bias), index)
+        qkv = _linear(x, layer.w_qkv, layer.b_qkv).unflatten(-1, (-1, config.d_head))
+        q, k, v = qkv.split((config.n_heads, config.n_kv_heads, config.n_kv_heads), dim=2)
+        if rotary is not None:
+            q, k = _rotate(q, *rotary), _rotate(k, *rotary)
+        q = _hooked(hooks, "q", q, index)
+        k = _hooked(hooks, "k", k, index)
+        v = _hooked(hooks, "v", v, index)
+        scale = 1 / math.sqrt(config.d_head) / (index + 1 if config.scale_by_layer else 1)
+        if "attn_scores" in hooks or "pattern" in hooks:
+            z = _explicit_attention(q, k, v, scale, index, hooks)
+        else:
+            z = F.scaled_dot_product_attention(
+                q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
+                is_causal=True, scale=scale, enable_gqa=config.n_kv_heads != config.n_heads,
+            ).transpose(1, 2)  # fmt: skip
+        z = _hooked(hooks, "z", z, index)
+        return _hooked(hooks, "attn_out", _linear(z.flatten(2), layer.w_o, layer.b_o), index)
+
+    def _mlp(self, x: Tensor, layer: Layer, index: int, hooks: Mapping[str, Hook]) -> Tensor:
+        x = _hooked(hooks, "mlp_in", self._norm(x, layer.norm2, layer.norm2_bias), index)
+        activation = ACTIVATIONS[self.config.activation]
+        if layer.w_gate is None:
+            pre = _hooked(hooks, "mlp_pre", _linear(x, layer.w_up, layer.b_up), index)
+            post = activation(pre)
+        else:
+            pre = _hooked(hooks, "mlp_pre", _linear(x, layer.w_gate, layer.b_gate), index)
+            post = activation(pre) * _linear(x, layer.w_up, layer.b_up)
+        post = _hooked(hooks, "mlp_post", post, index)
+        return _hooked(hooks, "mlp_out", _linear(post, layer.w_down, layer.b_down), index)
+
+    def _rotary(self, length: int) -> tuple[Tensor, Tensor] | None:
+        config = self.config
+        if config.architecture != "llama":
+            return None
+        # In float32 whatever the model's dtype: checkpoints are trained with these rounded angles.
+        frequencies = rotary_frequencies(config.d_head, config.rope_theta, config.rope_scaling)
+        angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
+        angles = torch.cat([angles, angles], dim=-1)[:, None, :]
+        return (
+            angles.cos().to(self.device, self.dtype),
+            angles.sin().to(self.device, self.dtype),
+        )
+
+
+def load(
+    folder: str | Path,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    init: str = "trained",
+    seed: int = 0,
+) -> Transformer:
+    """Load a GPT-2- or Llama-type Hugging Face folder.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Holds ``config.json`` and, for ``init="trained"``, safetensors weights.
+    device, dtype : str
+        Such as ``"cpu"``, ``"cuda"``; ``"float32"``, ``"bfloat16"``, ``"float64"``.
+    init : str
+        ``"trained"`` reads the weights, ``"random"`` draws new ones (the random-weight control).
+    seed : int
+        Seed of the random weights.
+
+    Raises
+    ------
+    UserError
+        If config or weights are missing, damaged, inconsistent or of an unsupported type.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype: {dtype!r} is not supported; choose one of {', '.join(DTYPES)}")
+    config = read_config(folder)
+    if init == "random":
+        weights = random_weights(config, seed, device, DTYPES[dtype])
+        return Transformer(config, weights, random_hash(config, seed))
+    if init != "trained":
+        raise ValueError(f"init must be 'trained' or 'random', not {init!r}")
+    weights = load_weights(folder, config, device, DTYPES[dtype])
+    return Transformer(config, weights, lambda: weights_hash(folder))
+
+
+@lru_cache(maxsize=8)
+def rotary_frequencies(d_head: int, theta: float, scaling: Llama3Rope | None) -> Tensor:
+    """Return the rotary angles per position, ``[d_head / 2]`` float32 (Su et al. 2021, section 3.2.2).
+
+    With ``scaling``, low frequencies are divided by its factor, high ones kept, and those between blended
+    linearly in the number of turns per original context.
+    """
+    frequencies = 1.0 / theta ** (torch.arange(0, d_head, 2, dtype=torch.float32) / d_head)
+    if scaling is None:
+        return frequencies
+    # The order of operations fixes the float32 rounding to that of the reference implementation.
+    turns = scaling.original_context / (2 * math.pi / frequencies)
+    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    blended = (1 - keep) * frequencies / scaling.factor + keep * frequencies
+    scaled = torch.where(keep <= 0, frequencies / scaling.factor, blended)
+    return torch.where(keep >= 1, frequencies, scaled)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x, weight.mT, bias)
+
+
+def _explicit_attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, layer: int, hooks: Mapping[str, Hook]
+) -> Tensor:
+    """Return z ``[B, T, H, dh]`` by way of scores and pattern, which the hooks see."""
+    batch, length, n_heads = q.shape[:3]
+    groups = n_heads // k.shape[2]
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    # Scale and causal mask (0 or -inf, added) in the same pass over the scores as the matrix product.
+    mask = torch.full((length, length), -math.inf, dtype=q.dtype, device=q.device).triu_(1)
+    scores = torch.baddbmm(mask, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=scale)
+    scores = scores.unflatten(0, (batch, n_heads))
+    scores = _hooked(hooks, "attn_scores", scores, layer)
+    pattern = _hooked(hooks, "pattern", scores.softmax(-1), layer)
+    return (pattern.to(v.dtype) @ v).transpose(1, 2)
+
+
+def _hooked(hooks: Mapping[str, Hook], point: str, value: Tensor, layer: int) -> Tensor:
+    hook = hooks.get(point)
+    if hook is None:
+        return value
+    replaced = hook(value, layer)
+    return value if replaced is None else replaced
+
+
+def _checked(hooks: Mapping[str, Hook] | None) -> Mapping[str, Hook]:
+    unknown = set(hooks or ()) - set(POINTS)
+    if unknown:
+        raise ValueError(
+            f"no such hook points: {', '.join(sorted(unknown))}; there are {', '.join(POINTS)}"
+        )
+    return hooks or {}
