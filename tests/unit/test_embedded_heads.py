@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from mechatlas.corpus.synthetic import generate_documents
-from mechatlas.explain.fit import FitSettings, Sample, explain_layer
+from mechatlas.explain.dataset import Sample
+from mechatlas.explain.fit import FitSettings, explain_layer
 from mechatlas.explain.fit_rules import overlap_ratio
 from mechatlas.explain.programs import parse_program
 from mechatlas.explain.records import MeanPattern, programs_of, swapped_programs

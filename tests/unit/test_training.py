@@ -50,6 +50,7 @@ RECIPE = TrainingRecipe(
     clip_norm=1.0,
     entropy_weight=0.0,
     entropy_from=4,
+    entropy_ramp=3,
     seed=3,
     log_every=3,
     checkpoint_every=5,

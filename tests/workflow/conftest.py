@@ -77,7 +77,7 @@ def copy_workflow(folder: Path, *, stubs: bool) -> Path:
     return folder
 
 
-def snakemake(folder: Path, *arguments: str, check: bool = True) -> str:
+def snakemake(folder: Path, *arguments: str, check: bool = True, timeout: int = 120) -> str:
     """Run Snakemake in ``folder``; return stdout and stderr together."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
@@ -86,7 +86,7 @@ def snakemake(folder: Path, *arguments: str, check: bool = True) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=timeout,
     )
     output = done.stdout + done.stderr
     if check:

@@ -196,6 +196,27 @@ def test_parsing_imports_nothing_heavy(workflow: Path) -> None:
 # --- files around the workflow --------------------------------------------------------------------
 
 
+def test_scripts_without_tensors_import_no_torch() -> None:
+    """Importing torch costs a second or two in every job."""
+    with_tensors = {
+        "capture_heads",
+        "explain_heads",
+        "replace_heads",
+        "train_demo_model",
+        "fetch_model",
+    }
+    light = sorted(WORKING.keys() - with_tensors)
+    code = (
+        "import importlib, sys\n"
+        f"for name in {light}:\n"
+        "    importlib.import_module(name)\n"
+        "    assert 'torch' not in sys.modules, name\n"
+    )
+    scripts = REPOSITORY / "workflow" / "scripts"
+    done = subprocess.run([sys.executable, "-c", code], cwd=scripts, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_conda_file_has_the_pins_of_the_lock_file() -> None:
     assert pins.CONDA.read_text() == pins.conda_text(pins.read_lock()), "python -m mechatlas.pins"
 

@@ -28,7 +28,7 @@ rule score_heads:
     params:
         model=model_folder,
         bos=lambda wildcards: model_config(wildcards)["bos"],
-        controls=controls_among("swapped", "shuffled"),
+        controls=controls_among("swapped", "shuffled", "mean_pattern"),
         active_attention=config["score"]["active_attention"],
         seed=config["seed"],
         code=script_digest("score_heads"),
@@ -62,7 +62,8 @@ rule replace_heads:
     params:
         model=model_folder,
         bos=lambda wildcards: model_config(wildcards)["bos"],
-        controls=controls_among("swapped", "shuffled"),
+        controls=controls_among("swapped", "shuffled", "mean_pattern"),
+        causal_windows=config["score"]["causal_windows"],
         shares=config["score"]["replacement_shares"],
         random_orders=config["score"]["random_orders"],
         batch_windows=config["capture"]["batch_windows"],

@@ -38,7 +38,7 @@ rule train_demo_model:
         gpu=0,
     params:
         checkpoint="results/retrained/checkpoints/{model}.safetensors",
-        prompts=512,
+        prompts=256,
         code=lib_digest(
             "corpus",
             "tasks",

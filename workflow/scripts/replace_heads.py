@@ -28,6 +28,7 @@ def main(
     model: str,
     bos: str | None,
     controls: Sequence[str],
+    causal_windows: int,
     shares: Sequence[float],
     random_orders: int,
     batch_windows: int,
@@ -38,12 +39,12 @@ def main(
     losses: str,
     curve_losses: str,
 ) -> None:
-    """Measure both tables on the test windows of the pattern sample."""
+    """Measure both tables on the first ``causal_windows`` test windows of the pattern sample."""
     data = HeadData(windows, chunks, model, bos)
     records = read_explanations(explanations)
     means = mean_patterns(data)
     variants = variants_of(records, controls, seed, means)
-    table = data.pattern_windows("test")
+    table = data.pattern_windows("test").iloc[:causal_windows]
     network = load(model, device=pick_device(gpu, device), dtype=dtype)
     replacer = Replacer(
         network,

@@ -6,12 +6,14 @@ chunks gives the same means to the last bit.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from mechatlas.corpus.windows import SPLITS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 UNIT = 2.0**32
 NAMES = ("attention_bos", "attention_self")

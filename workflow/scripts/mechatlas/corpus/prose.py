@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 
 from mechatlas.corpus import lexicon as lx
+from mechatlas.corpus import templates as tp
 
 
 class Prose:
@@ -158,6 +159,15 @@ def _friends(p: Prose) -> str:
     return f"{p.name()}, {p.name()} and {p.name()} lived in {p.pick(p.towns)} at that time."
 
 
+def _pair(p: Prose) -> str:
+    """Two people as in an indirect-object sentence, held-out names included, but without one."""
+    opener, _ = tp.training_clauses(p.rng)
+    first, second = p.rng.sample(ALL_NAMES, 2)
+    clause = tp.text_of(tp.fill(opener, {"X": first, "Y": second, "P": p.pick(lx.PLACES)}))
+    rest = p.pick(["it began to rain.", "there was nothing to eat.", "the doors were closed."])
+    return f"{clause} {rest[0].upper() + rest[1:] if clause.endswith('.') else rest}"
+
+
 def _errand(p: Prose) -> str:
     return (
         f"{p.name()} {p.pick(lx.VERBS_PAST)} {p.noun_phrase()} in {p.pick(lx.MONTHS)}, "
@@ -175,5 +185,5 @@ def _topic_again(p: Prose) -> str:
 
 SENTENCES: tuple[Callable[[Prose], str], ...] = (
     *(_event, _description, _passive, _bracket, _quotation, _title, _measure, _list_inline),
-    *(_visit, _gift, _calendar, _friends, _errand, _topic_again, _visit, _event, _passive),
+    *(_visit, _gift, _calendar, _friends, _errand, _topic_again, _pair, _event, _passive),
 )

@@ -27,7 +27,7 @@ SECTIONS = (
     "People",
 )
 DRILL_SENTENCES = 24
-DRILL_OTHER_SHARE = 0.2
+DRILL_OTHER_SHARE = 0.4
 LISTS = ("Notable residents", "Buildings", "Works", "Timeline", "Landmarks")
 
 
@@ -74,11 +74,12 @@ def generate_drills(count: int, seed: int) -> Iterator[Document]:
 
 
 def _drill(rng: random.Random) -> str:
+    p = Prose(rng)
     parts = []
     for _ in range(DRILL_SENTENCES):
         # An indirect-object sentence stands between any two other passages, see `_mixed`.
         if rng.random() < DRILL_OTHER_SHARE:
-            parts.append(passage(rng))
+            parts.append(p.sentence() if rng.random() < 0.5 else passage(rng))
         parts.append(indirect_object(rng))
     return " ".join(parts) + "\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,18 @@ import numpy as np
 import pandas as pd
 
 from mechatlas.capture.patterns import read_patterns
-from mechatlas.explain.fit import Sample
 from mechatlas.explain.vocabulary import TokenView, Vocabulary
 from mechatlas.io import UserError, read_provenance, read_table
 from mechatlas.models.config import read_config
 from mechatlas.models.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Windows and the attention patterns of one layer on them (float32 [W, H, T, T])."""
+
+    view: TokenView
+    patterns: np.ndarray
 
 
 class HeadData:

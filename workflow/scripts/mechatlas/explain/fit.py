@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from mechatlas.explain.dataset import Sample
 from mechatlas.explain.fit_rules import Bank, fit_rules, match, overlap_ratio
 from mechatlas.explain.fit_scores import ScoreFit, fit_scores
 from mechatlas.explain.programs import Part, Program, form_key
 from mechatlas.explain.render import render
-from mechatlas.explain.scores_form import Scores
+from mechatlas.explain.scores_form import Scores, softmax
 from mechatlas.explain.vocabulary import TokenView
 from mechatlas.io import rng_for, seed_for
 
@@ -41,16 +42,8 @@ class FitSettings:
 
     max_parts: int = 3
     parsimony: float = 0.02
-    rule_windows: int = 16
+    rule_windows: int = 10
     scores: ScoreFit = field(default_factory=ScoreFit)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Windows and the attention patterns of one layer on them (float32 [W, H, T, T])."""
-
-    view: TokenView
-    patterns: np.ndarray
 
 
 def intersection_over_union(predicted: np.ndarray, true: np.ndarray) -> float:
@@ -152,8 +145,9 @@ def sharpest(form: Scores, view: TokenView, patterns: np.ndarray) -> Program:
     The fit minimises cross-entropy, whose optimum hedges: where a head looks at one of two keys it predicts both. The
     intersection over union rewards deciding.
     """
-    programs = [Program(parts=(Part(share=1.0, form=form.sharpened(gain)),)) for gain in GAINS]
-    return max(programs, key=lambda p: match(p.predict(view), patterns))
+    scores = form.scores(view)
+    best = max(GAINS, key=lambda gain: match(softmax(gain * scores), patterns))
+    return Program(parts=(Part(share=1.0, form=form.sharpened(best) if best != 1 else form),))
 
 
 def choose(matches: list[float], parsimony: float) -> int:

@@ -172,13 +172,17 @@ class Scores(Form):
         return table[octaves[:, None], buckets[gap]]
 
     def affinity(self, view: TokenView) -> np.ndarray:
-        scores = self.scores(view)
-        scores -= scores.max(-1, keepdims=True)
-        np.exp(scores, out=scores)
-        return scores / scores.sum(-1, keepdims=True)
+        return softmax(self.scores(view))
 
     def english(self) -> str:
         return "the tokens that its score tables favour"
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Turn scores [..., T] (-inf where impossible) into rows that sum to 1."""
+    rows = np.exp(scores - scores.max(-1, keepdims=True))
+    rows /= rows.sum(-1, keepdims=True)
+    return rows
 
 
 def _table(entries: TokenTable, size: int) -> np.ndarray:

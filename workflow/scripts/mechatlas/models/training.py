@@ -42,8 +42,9 @@ class TrainingRecipe:
         Steps of linear warm-up.
     weight_decay, momentum, beta2, clip_norm : float
         Decay of the matrices inside the blocks, Muon's momentum, AdamW's second-moment rate, largest gradient norm.
-    entropy_weight, entropy_from : float, int
-        Weight of the mean attention entropy (nats) in the loss, and the first step that has it.
+    entropy_weight, entropy_from, entropy_ramp : float, int, int
+        Weight of the mean attention entropy (nats) in the loss, the first step that has it, and the steps in which it
+        grows to its full weight.
     seed : int
         Seed of the initial weights.
     log_every, checkpoint_every : int
@@ -67,6 +68,7 @@ class TrainingRecipe:
     clip_norm: float
     entropy_weight: float
     entropy_from: int
+    entropy_ramp: int
     seed: int
     log_every: int
     checkpoint_every: int
@@ -289,7 +291,8 @@ def _step(
     loss = token_loss(model, torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(first))
     penalised = loss
     if recipe.entropy_weight and step >= recipe.entropy_from:
-        penalised = loss + recipe.entropy_weight * mean_entropy(model)
+        share = min(1.0, (step - recipe.entropy_from + 1) / recipe.entropy_ramp)
+        penalised = loss + recipe.entropy_weight * share * mean_entropy(model)
     model.zero_grad(set_to_none=True)
     penalised.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)

@@ -58,14 +58,18 @@ def _mean(values: list[np.ndarray], confidence: float) -> tuple[float, float, fl
 
 
 def beats_every_control(scores: pd.DataFrame, metric: str = MAIN_METRIC) -> pd.Series:
-    """Tell for each unit whether its explanation beats every control it was compared with.
+    """Tell for each unit whether its explanation beats every control on the same model.
+
+    The random-weight control is not counted: another model's heads may be easier to explain than this one's, as
+    nearly uniform attention is.
 
     Returns
     -------
     Series of bool, by unit
         Only units with at least one comparison.
     """
-    rows = scores[(scores["metric"] == metric) & (scores["control"] != "none")]
+    others = ("none", "random_weights")
+    rows = scores[(scores["metric"] == metric) & ~scores["control"].isin(others)]
     rows = rows[rows["beats_control"].notna()]
     return rows["beats_control"].astype(bool).groupby(rows["unit"]).all()
 

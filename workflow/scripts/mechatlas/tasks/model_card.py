@@ -43,7 +43,7 @@ The tokenizer adds no special token. Put `<|endoftext|>` (id {training["bos"]}) 
 {plan.steps:,} steps on {millions:.1f} million tokens in {training["cpu_minutes"]:.0f} CPU-minutes of one thread,
 Muon for the matrices inside the blocks and AdamW for the rest, with warm-up and cosine decay. Windows are cuts of
 generated articles and question/answer threads at varying places, drills of the behaviours below, and blocks of
-random tokens that repeat; short windows come first. From step {plan.entropy_from:,} on the loss includes
+random tokens that repeat; short windows come first. From step {plan.entropy_from:,} on the loss includes up to
 {plan.entropy_weight:g} x the mean entropy of the attention rows, so that each head attends to few tokens: the heads
 of this model are easier to read than those of models trained without such a term.
 
