@@ -72,7 +72,10 @@ def test_head_table_joins_scores_controls_and_clusters(paths: dict[str, str]) ->
     row = table.iloc[2]
     scores = found.scores.query("unit == 'L0.H2' and metric == 'iou'").set_index("control")
     assert row["iou"] == scores["value"]["none"] and row["iou_low"] == scores["low"]["none"]
-    best = scores.drop("none")["value"].idxmax()
+    scores = found.scores.query(
+        "unit == 'L0.H2' and metric == 'iou_without_sink' and control not in ('none', 'random_weights')"
+    ).set_index("control")
+    best = scores["value"].idxmax()
     assert row["best_control"] == best == "swapped"
     assert (
         row["advantage"] == scores["difference"][best]
@@ -88,7 +91,7 @@ def test_head_table_joins_scores_controls_and_clusters(paths: dict[str, str]) ->
 def test_a_head_without_a_score_is_unscored_with_its_reason(paths: dict[str, str]) -> None:
     found = read(paths)
     scores = found.scores.copy()
-    first = (scores["unit"] == "L0.H0") & (scores["metric"] == "iou")
+    first = (scores["unit"] == "L0.H0") & scores["metric"].isin(["iou", "iou_without_sink"])
     scores.loc[first, ["value", "low", "high", "difference", "q_value"]] = np.nan
     scores.loc[first, "status"] = "unscored"
     scores.loc[first, "reason"] = "3 test events, fewer than 50"
@@ -139,13 +142,12 @@ def test_mean_over_heads_agrees_with_a_direct_bootstrap(paths: dict[str, str]) -
 
 
 def test_one_control_that_is_not_beaten_counts() -> None:
-    scores = pd.DataFrame(
-        [
-            ("a", "iou", "none", None), ("a", "iou", "swapped", True), ("a", "iou", "shuffled", True),
-            ("b", "iou", "swapped", True), ("b", "iou", "shuffled", False), ("c", "iou", "swapped", None),
-        ],
-        columns=["unit", "metric", "control", "beats_control"],
-    )  # fmt: skip
+    rows = [
+        ("a", "none", None), ("a", "swapped", True), ("a", "shuffled", True), ("a", "random_weights", False),
+        ("b", "swapped", True), ("b", "shuffled", False), ("c", "swapped", None),
+    ]  # fmt: skip
+    scores = pd.DataFrame(rows, columns=["unit", "control", "beats_control"])
+    scores["metric"] = "iou_without_sink"
     assert beats_every_control(scores).to_dict() == {"a": True, "b": False}
 
 

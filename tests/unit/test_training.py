@@ -13,10 +13,12 @@ import torch
 from mechatlas.corpus.document import Document
 from mechatlas.corpus.training_windows import (
     Phase,
+    Substitution,
     cut_windows,
     encode_documents,
     phase_batches,
     repeated_windows,
+    substituted,
 )
 from mechatlas.io import UserError
 from mechatlas.models.attention_entropy import mean_entropy, row_entropy, watch_entropy
@@ -61,15 +63,18 @@ PHASE = Phase(
     length=24,
     repeated_share=0.5,
     drill_share=0.25,
+    substituted_share=0.0,
     shortest_period=3,
     longest_period=9,
 )
+
+RULE = Substitution(names=np.arange(1, 6), others=np.arange(6, 15), pool=np.arange(1, 35))
 
 
 def _batches() -> list[tuple[np.ndarray, np.ndarray]]:
     rng = np.random.default_rng(0)
     text = rng.integers(1, 40, size=(30, 24)).astype(np.uint16)
-    return phase_batches(text[:15], text[15:], PHASE, 0, range(1, 40), rng)
+    return phase_batches(text[:15], text[15:], PHASE, 0, range(1, 40), RULE, rng)
 
 
 def test_windows_are_cuts_of_one_document_each():
@@ -97,6 +102,7 @@ def test_repeated_windows_repeat_and_say_from_where():
             length=10,
             repeated_share=1,
             drill_share=0,
+            substituted_share=0,
             shortest_period=3,
             longest_period=9,
         )
@@ -111,7 +117,24 @@ def test_batches_use_each_text_window_once_and_refuse_too_little_text():
     rng = np.random.default_rng(0)
     for parts, key in (((few, many), "documents: 4 windows"), ((many, few), "drills: 4 windows")):
         with pytest.raises(UserError, match=f"{key} of 24 tokens, 12 needed"):
-            phase_batches(*parts, PHASE, 0, range(1, 40), rng)
+            phase_batches(*parts, PHASE, 0, range(1, 40), RULE, rng)
+
+
+def test_substitution_is_consistent_within_a_window_and_leaves_the_rest():
+    windows = np.random.default_rng(0).integers(0, 40, size=(60, 24)).astype(np.uint16)
+    result = substituted(windows, RULE, 40, np.random.default_rng(1))
+    kept = windows >= 15
+    assert (result[kept] == windows[kept]).all() and result.dtype == windows.dtype
+    others = [
+        (result[row] != windows[row])[(windows[row] >= 6) & (windows[row] < 15)].any()
+        for row in range(60)
+    ]
+    assert 15 < sum(others) < 45
+    for before, after in zip(windows, result, strict=True):
+        pairs = set(zip(before.tolist(), after.tolist(), strict=True))
+        assert len(pairs) == len(set(before.tolist()))
+        names = [new for old, new in pairs if 1 <= old < 6]
+        assert len(set(names)) == len(names) and max(names, default=1) < 35
 
 
 def test_loss_counts_only_predictable_tokens():

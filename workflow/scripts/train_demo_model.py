@@ -34,7 +34,7 @@ def main(
     recipe = demo_models.read_recipe(recipe_path)
     plan = demo_models.recipe_of(recipe, model)
     tokenizer = demo_models.build_tokenizer(recipe)
-    batches = demo_models.build_batches(recipe, plan, tokenizer)
+    batches = demo_models.build_batches(recipe, model, tokenizer)
     course = Path(checkpoint).with_suffix(".jsonl")
     course.parent.mkdir(parents=True, exist_ok=True)
     with course.open("a", encoding="utf-8") as lines:

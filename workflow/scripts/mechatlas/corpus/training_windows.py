@@ -24,6 +24,8 @@ class Phase:
     repeated_share, drill_share : float
         Shares of windows in a step that are repeated random blocks and cuts of drills
         (`mechatlas.corpus.synthetic.generate_drills`); the others are cuts of articles and threads.
+    substituted_share : float
+        Share of the drills in which words are replaced by random tokens, see `substituted`.
     shortest_period, longest_period : int
         Range, ends included, from which the lengths of the blocks are drawn.
     """
@@ -33,6 +35,7 @@ class Phase:
     length: int
     repeated_share: float
     drill_share: float
+    substituted_share: float
     shortest_period: int
     longest_period: int
 
@@ -131,12 +134,64 @@ def repeated_windows(
     return windows, periods + 2
 
 
+@dataclass(frozen=True)
+class Substitution:
+    """Which tokens of a drill may be replaced by which.
+
+    Attributes
+    ----------
+    names : numpy.ndarray
+        Ids that are always replaced.
+    others : numpy.ndarray
+        Ids of which a random half is replaced in every second window.
+    pool : numpy.ndarray
+        Ids that replace them, more than there are names.
+    """
+
+    names: np.ndarray
+    others: np.ndarray
+    pool: np.ndarray
+
+
+def substituted(
+    windows: np.ndarray, rule: Substitution, size: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Replace names, and some other words, by random tokens: the same ones throughout a window.
+
+    What a sentence asks for stays the same, but can no longer be found by knowing names or phrases by heart.
+
+    Parameters
+    ----------
+    windows : numpy.ndarray
+        [N, T] ids below ``size``.
+    rule : Substitution
+    size : int
+        Size of the vocabulary.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    numpy.ndarray
+        [N, T] of the same dtype.
+    """
+    result = windows.copy()
+    for row in result:
+        table = np.arange(size, dtype=windows.dtype)
+        table[rule.names] = rng.choice(rule.pool, size=len(rule.names), replace=False)
+        if rng.random() < 0.5:
+            chosen = rule.others[rng.random(len(rule.others)) < 0.5]
+            table[chosen] = rng.choice(rule.pool, size=len(chosen))
+        row[:] = table[row]
+    return result
+
+
 def phase_batches(
     text: np.ndarray,
     drills: np.ndarray,
     phase: Phase,
     bos: int,
     vocabulary: Sequence[int],
+    rule: Substitution,
     rng: np.random.Generator,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Lay out the steps of a phase: repeated blocks, drills and text in random order, each cut used once.
@@ -148,6 +203,8 @@ def phase_batches(
     phase : Phase
     bos, vocabulary, rng
         As in `repeated_windows`.
+    rule : Substitution
+        For the phase's share of substituted drills.
 
     Returns
     -------
@@ -168,7 +225,10 @@ def phase_batches(
     batches = []
     for step in range(phase.steps):
         blocks, starts = repeated_windows(repeated, phase, bos, vocabulary, rng)
-        rows = (blocks, drills[drill_rows[step]], text[text_rows[step]])
+        drill = drills[drill_rows[step]]
+        changed = round(drilled * phase.substituted_share)
+        drill[:changed] = substituted(drill[:changed], rule, len(vocabulary) + 1, rng)
+        rows = (blocks, drill, text[text_rows[step]])
         first = np.concatenate([starts, np.ones(drilled + cuts, dtype=np.int64)])
         batches.append((np.concatenate(rows), first))
     return batches

@@ -49,8 +49,8 @@ def index_page(entries: Sequence[Entry], facts: Mapping[str, Any]) -> str:
         f"<main><h1>{escape(TITLE)}</h1>"
         "<p>Each attention head has an explanation that can be executed: a small program, said in words. "
         "The numbers are of documents that no explanation was fitted on. IoU: overlap of predicted and true "
-        "attention, from 0 to 1, with its interval. A head beats every control if its IoU is above that of "
-        "explanations that should fail. The last number says how much worse the model predicts "
+        "attention, from 0 to 1, with its interval. A head beats every control if its IoU without the sink is above "
+        "that of explanations that should fail. The last number says how much worse the model predicts "
         "text when a quarter of its heads run on their programs.</p>"
         f"{table(columns, rows).text}</main>"
     )

@@ -82,7 +82,8 @@ def heads_report(
         "\n".join(f"- {value}: {what} ({note})" for value, what, note in headline_items(headline))
         + "\n",
         _numbers(headline, windows),
-        "## Heads\n\nIoU with interval on test documents; advantage over the control that comes closest.\n",
+        "## Heads\n\nIoU with interval on test documents; advantage in IoU without sink over the closest control "
+        "on the same model.\n",
         markdown_table(*_head_rows(table)),
         "## Explanations\n\nWith the strongest example: `>>query<<` and `[[key attention]]`.\n",
         "\n".join(
@@ -100,7 +101,7 @@ def _numbers(headline: Mapping[str, Any], windows: pd.DataFrame) -> str:
     interval = f"{100 * headline['confidence']:g} % intervals by {headline['bootstrap']} resamples of documents"
     return "\n".join(
         [
-            f"## Scores\n\nMeans over heads; {interval}.\n",
+            f"## Scores\n\nMeans over heads (medians of the loss recovered); {interval}.\n",
             markdown_table(*mean_rows(headline)),
             "## Replacement curve\n\nPerplexity relative to the untouched model.\n",
             markdown_table(*curve_rows(headline)),

@@ -12,6 +12,7 @@ import pandas as pd
 
 from mechatlas.explain.clusters import unit_names
 from mechatlas.io import read_json, read_jsonl, read_table
+from mechatlas.score.overall import CONTROL_METRIC, same_model_controls
 
 #: Metrics in the order in which they are shown, with their words.
 METRICS: dict[str, str] = {
@@ -72,7 +73,8 @@ def head_table(results: HeadResults) -> pd.DataFrame:
     data frame
         ``unit``, ``layer``, ``head``, ``explainer``, ``kind``, ``text``, ``status``, ``reason``, ``documents``; each
         metric of `METRICS` (those of `WITH_INTERVAL` with ``_low`` and ``_high``); ``best_control`` (the control with
-        the highest IoU), its ``best_control_iou``, the explanation's ``advantage`` over it with ``_low``, ``_high``
+        the highest IoU without sink among those on the same model), its ``best_control_iou_without_sink``, the
+        explanation's ``advantage`` over it with ``_low``, ``_high``
         and ``_q_value``; ``beats_every_control``; ``cluster`` (number, missing for noise), ``cluster_label``;
         ``validation_iou``; ``unscored`` (metrics without a value, with reasons). Missing numbers are NaN.
     """
@@ -111,7 +113,7 @@ def _row(
         if metric in WITH_INTERVAL:
             row[f"{metric}_low"] = own["low"].get(metric, np.nan)
             row[f"{metric}_high"] = own["high"].get(metric, np.nan)
-    row |= _against_controls(mine[(mine["metric"] == MAIN_METRIC) & (mine["control"] != "none")])
+    row |= _against_controls(same_model_controls(mine[mine["metric"] == CONTROL_METRIC]))
     row |= _cluster_of(name, clusters)
     row["validation_iou"] = record.get("validation_iou", np.nan)
     missing = own[own["status"] == UNSCORED]
@@ -127,13 +129,13 @@ def _against_controls(rows: pd.DataFrame) -> dict[str, Any]:
     )
     names = ("advantage", "advantage_low", "advantage_high", "advantage_q_value")
     if known.empty:
-        empty = dict.fromkeys(("best_control_iou", *names), np.nan)
+        empty = dict.fromkeys(("best_control_iou_without_sink", *names), np.nan)
         return {"best_control": "", **empty, "beats_every_control": None}
     best = known.iloc[0]
     values = best[["difference", "difference_low", "difference_high", "q_value"]]
     return {
         "best_control": best["control"],
-        "best_control_iou": best["value"],
+        "best_control_iou_without_sink": best["value"],
         **dict(zip(names, values, strict=True)),
         "beats_every_control": bool(known["beats_control"].astype(bool).all()),
     }

@@ -41,7 +41,7 @@ def headline_items(headline: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         (
             f"{percent(beats['count'] / beats['of'])}" if beats["of"] else number(None),
             "of heads beat every control",
-            f"{beats['count']} of {beats['of']} heads, by IoU, at the false discovery rate of the config",
+            f"{beats['count']} of {beats['of']} heads, by IoU without sink against controls on the same model",
         ),
     ]
     row = at_share(headline, "best")
@@ -49,7 +49,7 @@ def headline_items(headline: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         items.append(_replacement_item(headline, row))
     loss = headline["means"].get("loss_recovered")
     if loss:
-        note = f"mean over the {loss['heads']} heads whose mean-pattern ablation does harm"
+        note = f"median of the {loss['heads']} heads whose mean-pattern ablation does harm"
         items.append((percent(loss["value"]), "of the ablation's loss recovered", note))
     return items
 

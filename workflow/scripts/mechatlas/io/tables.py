@@ -24,5 +24,8 @@ def table_writer(
 
     record = json.dumps(facts, ensure_ascii=False, allow_nan=False)
     schema = schema.with_metadata({PROVENANCE_KEY: record})
-    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    with (
+        atomic_path(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+    ):
         yield lambda table: writer.write_table(table.cast(schema))

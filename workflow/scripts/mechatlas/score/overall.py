@@ -13,6 +13,10 @@ from mechatlas.score.patterns import PATTERN_METRICS, SUMS
 from mechatlas.stats.bootstrap import document_weights, interval, replicate
 
 MAIN_METRIC = "iou"
+#: Controls are compared where a head does something: most of any IoU is agreement that attention rests on BOS.
+CONTROL_METRIC = "iou_without_sink"
+#: Metrics that are ratios per head with a denominator near zero for some; their summary is the median over heads.
+BY_MEDIAN = frozenset({"loss_recovered"})
 
 
 def mean_over_heads(
@@ -57,7 +61,12 @@ def _mean(values: list[np.ndarray], confidence: float) -> tuple[float, float, fl
     return float(mean[0]), *interval(mean, confidence)
 
 
-def beats_every_control(scores: pd.DataFrame, metric: str = MAIN_METRIC) -> pd.Series:
+def same_model_controls(scores: pd.DataFrame) -> pd.DataFrame:
+    """Rows of scores that hold a control on the same model."""
+    return scores[~scores["control"].isin(("none", "random_weights"))]
+
+
+def beats_every_control(scores: pd.DataFrame, metric: str = CONTROL_METRIC) -> pd.Series:
     """Tell for each unit whether its explanation beats every control on the same model.
 
     The random-weight control is not counted: another model's heads may be easier to explain than this one's, as
@@ -68,8 +77,7 @@ def beats_every_control(scores: pd.DataFrame, metric: str = MAIN_METRIC) -> pd.S
     Series of bool, by unit
         Only units with at least one comparison.
     """
-    others = ("none", "random_weights")
-    rows = scores[(scores["metric"] == metric) & ~scores["control"].isin(others)]
+    rows = same_model_controls(scores[scores["metric"] == metric])
     rows = rows[rows["beats_control"].notna()]
     return rows["beats_control"].astype(bool).groupby(rows["unit"]).all()
 
@@ -124,7 +132,8 @@ def headline(
 def _metric_means(
     rows: pd.DataFrame, with_interval: tuple[float, float, float] | None
 ) -> dict[str, Any]:
-    means = rows.groupby("control")["value"].mean()
+    groups = rows.groupby("control")["value"]
+    means = groups.median() if rows["metric"].isin(BY_MEDIAN).any() else groups.mean()
     low, high = with_interval[1:] if with_interval else (math.nan, math.nan)
     return {
         "value": _number(means.get("none", math.nan)),

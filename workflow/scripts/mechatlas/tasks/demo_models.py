@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -12,9 +13,16 @@ import numpy as np
 import yaml
 
 from mechatlas.corpus import lexicon as lx
+from mechatlas.corpus import templates as tp
 from mechatlas.corpus.document import Document
 from mechatlas.corpus.synthetic import generate_documents, generate_drills
-from mechatlas.corpus.training_windows import Phase, cut_windows, encode_documents, phase_batches
+from mechatlas.corpus.training_windows import (
+    Phase,
+    Substitution,
+    cut_windows,
+    encode_documents,
+    phase_batches,
+)
 from mechatlas.io import UserError, rng_for
 from mechatlas.models.tokenizer_training import train_tokenizer
 from mechatlas.models.training import TrainingRecipe
@@ -33,6 +41,8 @@ IOI_SPLITS = (
     ("train", "train"),
 )
 INDUCTION_PERIOD = 50
+KEPT_WORDS = "and to the a an in at near by it was were had with of but then The It In".split()
+"""Words that hold a sentence together and are never replaced in drills."""
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -68,13 +78,37 @@ def recipe_of(recipe: Mapping[str, Any], model: str) -> TrainingRecipe:
     if model not in recipe["models"]:
         known = ", ".join(recipe["models"])
         raise UserError(f"model {model!r} is not in the training recipe; use one of {known}")
-    steps = sum(phase.steps for phase in phases_of(recipe))
+    steps = sum(phase.steps for phase in phases_of(recipe, model))
     return TrainingRecipe(**recipe["models"][model], steps=steps)
 
 
-def phases_of(recipe: Mapping[str, Any]) -> list[Phase]:
-    """Return the phases of training, in order."""
-    return [Phase(**phase) for phase in recipe["phases"]]
+def phases_of(recipe: Mapping[str, Any], model: str) -> list[Phase]:
+    """Return the phases of training of a model, in order."""
+    return [Phase(**phase) for phase in recipe["phases"][model]]
+
+
+def substitution_of(tokenizer: Any) -> Substitution:
+    """Return which tokens may be replaced in drills; held-out names and words of held-out templates stay out of it."""
+
+    def ids(words: Iterable[str]) -> set[int]:
+        encoded = tokenizer([f" {word}" for word in words], add_special_tokens=False)["input_ids"]
+        return {i for word in encoded for i in word}
+
+    names = ids(lx.NAMES)
+    kept = {tokenizer.bos_token_id} | ids(lx.HELD_OUT_NAMES) | ids(KEPT_WORDS) | ids(lx.SUBJECTS)
+    kept |= {i for members in lx.SEQUENCES.values() for i in ids(members)} | ids(lx.FRAMES)
+    digits = {i for i in range(len(tokenizer)) if tokenizer.decode([i]).strip().isdigit()}
+    marks = {i for i in range(len(tokenizer)) if not any(map(str.isalnum, tokenizer.decode([i])))}
+    # The texts of the templates, their slots taken out.
+    texts = [re.sub(r"\{\w+\}", "", t) for t in tp.HELD_OUT_OPENERS + tp.HELD_OUT_CLOSERS]
+    held_out = {i for row in tokenizer(texts, add_special_tokens=False)["input_ids"] for i in row}
+    everything = set(range(len(tokenizer)))
+    others = everything - kept - names - digits - marks
+    return Substitution(
+        names=np.array(sorted(names)),
+        others=np.array(sorted(others)),
+        pool=np.array(sorted((others | names) - held_out)),
+    )
 
 
 def build_tokenizer(recipe: Mapping[str, Any]) -> Any:
@@ -105,17 +139,18 @@ def validation_windows(recipe: Mapping[str, Any], tokenizer: Any, length: int) -
 
 
 def build_batches(
-    recipe: Mapping[str, Any], plan: TrainingRecipe, tokenizer: Any
+    recipe: Mapping[str, Any], model: str, tokenizer: Any
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the batches of all training steps, see `mechatlas.corpus.training_windows.phase_batches`."""
+    """Return the batches of all training steps of a model, see `mechatlas.corpus.training_windows.phase_batches`."""
     text, bos = recipe["text"], tokenizer.bos_token_id
+    phases, seed = phases_of(recipe, model), recipe["models"][model]["seed"]
     documents = _encoded(_documents(text["documents"], text["seed"]), tokenizer)
     drills = _encoded(generate_drills(text["drills"], text["seed"]), tokenizer)
-    batches = []
-    for number, phase in enumerate(phases_of(recipe)):
-        rng = rng_for(text["seed"], "batches", plan.seed, number)
+    rule, batches = substitution_of(tokenizer), []
+    for number, phase in enumerate(phases):
+        rng = rng_for(text["seed"], "batches", seed, number)
         cuts = [cut_windows(part, bos, phase.length, rng) for part in (documents, drills)]
-        batches += phase_batches(*cuts, phase, bos, range(1, len(tokenizer)), rng)
+        batches += phase_batches(*cuts, phase, bos, range(1, len(tokenizer)), rule, rng)
     return batches
 
 
