@@ -38,8 +38,49 @@ _SET_OPENERS = (
 _PAIRS = "worked sang danced argued slept rested stayed dined".split()
 _MEETINGS = "met found joined followed visited called helped greeted thanked watched remembered surprised".split()
 _WHERE = "in at near outside inside by".split()
+_LEADS = (
+    *("", "", "One day ", "That autumn ", "In those days ", "It is said that ", "After lunch "),
+    *("Near the {P} ", "During the long strike ", "As usual ", "According to the letter, "),
+    *("Nobody knew why ", "Two days after the storm, ", "The {P} was closed, but "),
+)
+_GAPS = (
+    *(
+        "was a cousin of",
+        "sat two rows behind",
+        "had once worked for",
+        "was looking for",
+        "ran into",
+    ),
+    *("shared a taxi with", "was a good friend of", "played cards with", "lost a game against"),
+    *("waited an hour for", "took a photograph of", "was never as tall as", "lived across from"),
+    *("had the same teacher as", "cooked dinner for", "often thought of", "owed some money to"),
+    *("stood in the long queue before", "had been to school with", "was a little afraid of"),
+    *("asked", "liked", "missed", "had heard a lot about", "came in a minute after"),
+    *("spent the whole winter with", "bought a ticket for", "told the truth about"),
+)
+_TAILS = (
+    *(".", " at the {P}.", " all week.", ", and then", ", but then", " without much success."),
+    *(" near the old {P} of the town.", " and nobody minded.", " very early that morning.", ","),
+    *(" at the {P}, and", " for a while.", " in the {P} again."),
+)
+_ALLIES = (
+    *("and", "and old", "and also", "as well as", "together with", "or perhaps", "and little"),
+    *("and her friend", "and, of course,", "and his neighbour"),
+)
+_ACTS = (
+    *(
+        " went for a walk.",
+        " were tired.",
+        " had been friends since school.",
+        " ate bread in the {P}.",
+    ),
+    *(" stayed until noon at the {P}.", " slept,", " crossed the {P}, and", " rested for an hour."),
+    *(" came home late,", " had nothing to do at the {P}.", " laughed."),
+)
 IOI_OPENERS = (
     _SET_OPENERS,
+    tuple(f"{lead}{{X}} {gap} {{Y}}{tail}" for lead in _LEADS for gap in _GAPS for tail in _TAILS),
+    tuple(f"{lead}{{X}} {ally} {{Y}}{act}" for lead in _LEADS for ally in _ALLIES for act in _ACTS),
     tuple(
         form.format(verb=verb, where=where)
         for form in (
@@ -66,7 +107,18 @@ IOI_OPENERS = (
 _GIVING = (
     "gave handed passed sent offered lent threw showed brought mailed read granted presented shipped"
 ).split()
-_GIFTS = ("a {O}", "the {O}", "the old {O}", "another {O}", "one more {O}", "the first {O}")
+_GIFTS = (
+    *(
+        "a {O}",
+        "the {O}",
+        "the old {O}",
+        "another {O}",
+        "one more {O}",
+        "the first {O}",
+        "a new {O}",
+    ),
+    *("a very old {O}", "the other {O}", "the {O} from the {P}", "a heavy {O}"),
+)
 _MANNERS = ("", " later", " kindly", " at once", " secretly")
 IOI_CLOSERS = (
     (
@@ -80,6 +132,16 @@ IOI_CLOSERS = (
         "{S} had to hand the {O} to",
         "{S} bowed to",
         "{S} described the {P} to",
+        "{S} ran over to",
+        "{S} brought the {O} straight to",
+        "{S} gave the {O} back to",
+        "{S} pushed the {O} across to",
+        "{S} gave up and went to",
+        "{S} handed a very large {O} to",
+        "{S} wrapped a red {O} and gave it to",
+        "{S} read the news to",
+        "{S} gave a {O} and a {O} to",
+        "{S} paid for the {O} and passed it on to",
     ),
     tuple(
         f"{{S}}{manner} {verb} {gift} to"

@@ -112,7 +112,9 @@ def explain_layer(
     learned = fit_scores(train.view, train.patterns, settings.scores, device)
     records = []
     for head in range(heads):
-        programs = fit_rules(few.view, few.patterns[:, head], bank, settings.max_parts)
+        # The empty program, "rests on BOS", comes first: nothing is simpler.
+        programs = [Program(parts=())]
+        programs += fit_rules(few.view, few.patterns[:, head], bank, settings.max_parts)
         programs.append(sharpest(learned[head], validation.view, validation.patterns[:, head]))
         true = validation.patterns[:, head]
         predictions = [p.predict(validation.view) for p in programs]
