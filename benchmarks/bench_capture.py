@@ -107,7 +107,9 @@ def ratios(folder: Path, windows: int, repeats: int, lens: bool) -> dict[str, An
     if lens:
         bridge = _bridge(folder / "model")
         names = lambda name: name.endswith(("hook_pattern", "hook_v"))  # noqa: E731
-        runs["run_with_cache"] = lambda: over(lambda x: bridge.run_with_cache(x, names_filter=names))
+        runs["run_with_cache"] = lambda: over(
+            lambda x: bridge.run_with_cache(x, names_filter=names)
+        )
     over(lambda x: model.forward(x[:1], logits=False))
     times = measure(runs, repeats)
     for name, entry in times.items():
@@ -216,7 +218,9 @@ def table(result: dict[str, Any]) -> list[str]:
         f"{m['cpu_s']:.3f} s CPU ({m['cpu_s_ratio']:.2f})"
     )
     before, after = result["load_average"]["before"][0], result["load_average"]["after"][0]
-    lines.append(f"threads {result['threads']}, load average {before:.1f} before, {after:.1f} after")
+    lines.append(
+        f"threads {result['threads']}, load average {before:.1f} before, {after:.1f} after"
+    )
     return lines
 
 

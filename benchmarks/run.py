@@ -26,7 +26,12 @@ def machine() -> dict[str, str | int]:
     if info.exists():
         models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         name = models[0].split(":", 1)[1].strip() if models else name
-    return {"cpu": name, "cores": os.cpu_count() or 1, "python": platform.python_version(), "torch": torch.__version__}
+    return {
+        "cpu": name,
+        "cores": os.cpu_count() or 1,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
 
 
 def main(names: list[str], quick: bool) -> None:

@@ -42,13 +42,16 @@ def _render_scores(prediction: np.ndarray, view: TokenView, flows: int = 3) -> s
     total = float(attention.sum())
     if sink > 0.99 or total == 0:
         return f"Rests on BOS ({_percent(sink)})."
-    relation, held = _relation(attention, view)
-    if relation:
-        text = f"By its score tables attends mostly to {relation} ({_percent(held)} off BOS)"
+    main = _relations(attention, view, least=0.5, lift=1.0)[:1]
+    if main:
+        text = (
+            f"By its score tables attends mostly to {main[0][0]} ({_percent(main[0][1])} off BOS)"
+        )
     else:
         text = f"By its score tables attends {_join(_flows(attention, view, flows))}"
-        relation, held = _relation(attention, view, least=0.1, lift=4.0)
-        text += f"; often to {relation} ({_percent(held)})" if relation else ""
+        often = _relations(attention, view, least=0.08, lift=4.0)[:2]
+        phrases = [f"{words} ({_percent(held)})" for words, held in often]
+        text += f"; often to {_join(phrases)}" if phrases else ""
     pair = _strongest_pair(attention, view)
     return f"{text}; strongest pair {pair}; {_percent(sink)} rests on BOS."
 
@@ -63,7 +66,8 @@ def _flows(attention: np.ndarray, view: TokenView, count: int) -> list[str]:
         if phrases and share < 0.08:
             break
         rows = attention * (view.classes[:, 1:] == query_class)[:, :, None]
-        target = _relation(rows, view)[0] or _key_classes(rows, view)
+        main = _relations(rows, view, least=0.5, lift=1.0)
+        target = main[0][0] if main else _key_classes(rows, view)
         phrases.append(f"from {_class_words(query_class)} to {target} ({_percent(share)})")
     return phrases
 
@@ -73,25 +77,31 @@ def _mass_by_query_class(attention: np.ndarray, view: TokenView) -> np.ndarray:
     return np.bincount(view.classes[:, 1:].ravel(), mass, minlength=len(CLASSES))
 
 
-def _relation(
-    rows: np.ndarray, view: TokenView, least: float = 0.5, lift: float = 1.0
-) -> tuple[str, float]:
-    """The relation that says most about where the mass of some rows goes, and the share it holds; ("", 0) if none.
+def _relations(
+    rows: np.ndarray, view: TokenView, least: float, lift: float
+) -> list[tuple[str, float]]:
+    """The relations that say most about where the mass of some rows goes, with the share that each holds, best first.
 
-    It holds at least ``least`` of the mass, and at least ``lift`` times what the share of the keys that it marks would
-    give it. A relation that marks many keys holds much of any attention, so what counts is the mass beyond that share.
+    Each holds at least ``least`` of the mass, and at least ``lift`` times what the share of the keys that it marks
+    would give it. A relation that marks many keys holds much of any attention, so they are ordered by the mass beyond that
+    share; one that marks nearly the same places as a better one is left out.
     """
     total = float(rows.sum())
     busy = rows.sum(-1) > 0
     keys = float((np.arange(rows.shape[1]) + 1)[None].repeat(len(rows), 0)[busy].sum())
-    best, held, merit = "", 0.0, 0.0
+    found: list[tuple[float, str, float, np.ndarray]] = []
     for name, form in RELATIONS.items():
         marks = view.memo(name, form.affinity)[:, 1:] > 0
         mass = float(rows[marks].sum()) / total
         expected = float(marks[busy].sum()) / max(keys, 1.0)
-        if mass >= max(least, lift * expected) and mass - expected > merit:
-            best, held, merit = _RELATION_WORDS[name], mass, mass - expected
-    return best, held
+        if mass >= max(least, lift * expected) and mass > expected:
+            found.append((mass - expected, _RELATION_WORDS[name], mass, marks))
+    kept: list[tuple[str, float, np.ndarray]] = []
+    for _, words, mass, marks in sorted(found, key=lambda item: -item[0]):
+        both = [float(rows[marks & other].sum()) / total for *_, other in kept]
+        if all(shared < 0.5 * mass for shared in both):
+            kept.append((words, mass, marks))
+    return [(words, mass) for words, mass, _ in kept]
 
 
 def _key_classes(rows: np.ndarray, view: TokenView) -> str:
