@@ -46,6 +46,9 @@ RECIPE = TrainingRecipe(
     other_rate=3e-3,
     final_share=0.1,
     warmup_steps=4,
+    decay_steps=12,
+    restart_step=100,
+    restart_share=0.5,
     weight_decay=0.01,
     momentum=0.95,
     beta2=0.98,
@@ -155,6 +158,9 @@ def test_rates_warm_up_and_decay():
     assert shares[:4] == [0.25, 0.5, 0.75, 1.0]
     assert all(a >= b for a, b in zip(shares[3:], shares[4:], strict=False))
     assert rate_at(RECIPE, 12) == pytest.approx(0.1)
+    again = dataclasses.replace(RECIPE, restart_step=8)
+    assert [rate_at(again, step) for step in range(8)] == shares[:8]
+    assert rate_at(again, 8) == pytest.approx(0.5) and rate_at(again, 12) == pytest.approx(0.1)
 
 
 def test_shifting_initial_positions_is_a_rotation():

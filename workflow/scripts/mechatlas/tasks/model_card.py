@@ -49,7 +49,7 @@ of this model are easier to read than those of models trained without such a ter
 
 ## Measured
 
-All prompts use names, templates, members or years that training never shows in that role
+"Held-out" names, templates, starts of sequences and first years are those that training never shows in that role
 (`mechatlas.corpus.lexicon`, `mechatlas.corpus.templates`). The same numbers as data: `metrics.json`;
 `tests/unit/test_embedded_models.py` measures them again from the weights.
 """
@@ -95,6 +95,6 @@ def _rest(metrics: Mapping[str, Any]) -> str:
 | measure | value |
 |---|---|
 | induction: top-1 on the second copy of 50 random tokens | {metrics["induction_top1"]:.1%} |
-| greater-than: likeliest token is a later year | {years["accuracy"]:.1%} |
-| greater-than: P(later) - P(not later) | {years["probability_difference"]:.3f} |
+| greater-than, held-out first years: likeliest token is a later year | {years["accuracy"]:.1%} |
+| greater-than, held-out first years: P(later) - P(not later) | {years["probability_difference"]:.3f} |
 | validation loss on generated text ({tokens:,} tokens) | {loss:.3f} nats per token |"""
