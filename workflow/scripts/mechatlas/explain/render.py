@@ -83,8 +83,8 @@ def _relations(
     """The relations that say most about where the mass of some rows goes, with the share that each holds, best first.
 
     Each holds at least ``least`` of the mass, and at least ``lift`` times what the share of the keys that it marks
-    would give it. A relation that marks many keys holds much of any attention, so they are ordered by the mass beyond that
-    share; one that marks nearly the same places as a better one is left out.
+    would give it. A relation that marks many keys holds much of any attention, so they are ordered by the mass beyond
+    that share; one that marks nearly the same places as a better one is left out.
     """
     total = float(rows.sum())
     busy = rows.sum(-1) > 0
