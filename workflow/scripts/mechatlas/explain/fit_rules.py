@@ -63,7 +63,7 @@ class Bank:
     ----------
     forms : list of Form
     rows : float32 [C, N]
-        Normalised affinities, flattened over (window, query >= 1, key); last comes the sink.
+        Normalised affinities, flattened over (window, query >= 1, key).
     """
 
     forms: list[Form]

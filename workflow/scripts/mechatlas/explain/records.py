@@ -14,7 +14,6 @@ from mechatlas.explain.vocabulary import TokenView
 from mechatlas.io import UserError, read_jsonl, rng_for
 
 Head = tuple[int, int]
-CONTROLS = ("swapped", "shuffled", "mean_pattern", "random_weights")
 
 
 class Predictor(Protocol):

@@ -47,6 +47,9 @@ random tokens that repeat; short windows come first. From step {plan.entropy_fro
 {plan.entropy_weight:g} x the mean entropy of the attention rows, so that each head attends to few tokens: the heads
 of this model are easier to read than those of models trained without such a term.
 
+The rate follows the recipe, restarts included. A run resumed from a checkpoint repeats the same steps bit for bit;
+that one complete run of the rule gives the bytes shipped here has not been checked yet.
+
 ## Measured
 
 "Held-out" names, templates, starts of sequences and first years are those that training never shows in that role
