@@ -87,6 +87,16 @@ def test_numbers_may_be_text_as_the_command_line_gives_them(place: Path) -> None
     assert complete["models"] == {"mine": {"path": "model", "bos": None}}
 
 
+def test_numbers_that_may_be_null_may_be_text_too(place: Path) -> None:
+    config = good()
+    config["llm"] = {"budget": {"requests": "10", "money": "0.5", "tokens": "null"}}
+    config["judge"] = {"temperature": "null", "explainers": "null", "api_key_env": "KEY"}
+    complete = complete_config(config, place, place)
+    assert complete["llm"]["budget"] == {"requests": 10, "money": 0.5, "tokens": None}
+    judge = complete["judge"]
+    assert (judge["temperature"], judge["explainers"], judge["api_key_env"]) == (None, None, "KEY")
+
+
 BROKEN = {
     "unknown key": ("capture/tpok", 5, ["capture.tpok", "5", "'topk'"]),
     "unknown key at the top": ("modle", {}, ["modle", "'models'"]),
@@ -253,7 +263,7 @@ def test_every_key_of_the_schema_is_described_and_closed() -> None:
         for name, child in schema.get("properties", {}).items():
             visit(child, f"{key}.{name}")
         others = schema.get("additionalProperties")
-        for branch in others["oneOf"] if isinstance(others, dict) else ():
+        for branch in others.get("oneOf", [others]) if isinstance(others, dict) else ():
             visit(branch, f"{key}.*")
 
     visit(load_schema(), "config")

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from jsonschema import Draft202012Validator
 
-from mechatlas.config_files import check_model, check_results, find_path, source_files
+from mechatlas.config_files import check_model, check_results, check_source, find_path
 from mechatlas.io.errors import UserError
 
 SCHEMA = Path(__file__).resolve().parents[2] / "schemas" / "config.schema.yaml"
@@ -87,12 +87,7 @@ def cross_check(config: Mapping[str, Any], workdir: Path, repository: Path) -> I
             folder = find_path(model["path"], workdir, repository)
             yield from check_model(f"models.{name}.path", folder, config["sampling"]["window_len"])
     for name, source in config["sources"].items():
-        for pattern in source.get("files", ()):
-            if not source_files([pattern], workdir, repository):
-                yield (
-                    f"sources.{name}.files: {pattern!r} matches no file in {workdir} or {repository}; "
-                    "correct the pattern or add the files"
-                )
+        yield from check_source(f"sources.{name}", source, workdir, repository)
     yield from check_results(workdir / "results")
 
 
@@ -144,10 +139,13 @@ def _typed(value: Any, schema: Schema) -> Any:
     if isinstance(value, list):
         return [_typed(item, schema.get("items", {})) for item in value]
     wanted = schema.get("type", "string")
-    if not isinstance(value, str) or wanted in ("string", "array"):
+    kinds = wanted if isinstance(wanted, list) else [wanted]
+    if not isinstance(value, str) or kinds in (["string"], ["array"]):
         return value
-    if isinstance(wanted, list):
-        return None if value == "null" else value
+    if "null" in kinds and value == "null":
+        return None
+    if "string" in kinds:
+        return value
     try:
         read = yaml.safe_load(value)
     except yaml.YAMLError:
@@ -172,7 +170,9 @@ def _walk_object(
     for name in value:
         if name in known:
             continue
-        if isinstance(others, Mapping):
+        if others is True:
+            result[name] = value[name]
+        elif isinstance(others, Mapping):
             result[name] = _walk(value[name], others, prefix + str(name), errors)
         else:
             errors.append(_unknown(prefix, name, value[name], list(known)))

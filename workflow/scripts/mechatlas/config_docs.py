@@ -57,7 +57,7 @@ def _rows(schema: Mapping[str, Any], key: str) -> Iterator[list[str]]:
         yield from _rows(child, prefix + name)
     others = schema.get("additionalProperties")
     if isinstance(others, Mapping):
-        for branch in others["oneOf"]:
+        for branch in others.get("oneOf", [others]):
             for name, child in branch["properties"].items():
                 row = next(_rows(child, f"{prefix}NAME.{name}"))
                 required = "required" if name in branch["required"] else row[2]
@@ -73,8 +73,8 @@ def _type(schema: Mapping[str, Any]) -> str:
     name = kind if isinstance(kind, str) else " or ".join(kind)
     if name == "object":
         return "mapping"
-    if name == "array":
-        return f"list of {_type(schema['items'])}"
+    if "items" in schema:
+        return name.replace("array", f"list of {_type(schema['items'])}")
     return name + _range(schema)
 
 
