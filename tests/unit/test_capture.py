@@ -215,6 +215,19 @@ def test_statistics(run, tmp_path):
         assert abs(row.attention_self - diagonal.mean()) < 1e-5
 
 
+def test_total_write_norm_is_that_of_every_pair_without_bos(run, tmp_path):
+    merge_statistics(run["chunks"], tmp_path / "s.parquet")
+    table = pd.read_parquet(tmp_path / "s.parquet").set_index(["layer", "head", "split"])
+    for layer in range(LAYERS):
+        # Independently of the sweep: what a head writes for a key is v_k W_O.
+        norms = run["norms"][layer][:, :, 1:, 1:]
+        for head in range(HEADS):
+            for code, split in enumerate(SPLITS):
+                expected = norms[run["windows"].splits == code, head].sum(dtype=np.float64)
+                found = table.loc[(layer, head, split), "write_norm"]
+                assert found == pytest.approx(expected, rel=1e-5)
+
+
 def test_activation_shards(run):
     model, windows = run["model"], run["windows"]
     seen = {}

@@ -11,6 +11,7 @@ import pytest
 import zstandard
 
 from mechatlas.corpus.documents import prepare_documents, read_documents
+from mechatlas.corpus.stored import StoredDocuments
 from mechatlas.corpus.windows import (
     SPLITS,
     read_windows,
@@ -136,6 +137,16 @@ def test_file_round_trip(tmp_path):
 def test_wrong_settings(changes, message):
     with pytest.raises(UserError, match=message):
         sample(**changes)
+
+
+def test_stored_documents_are_looked_up_as_needed(tmp_path):
+    table = pd.DataFrame(corpus(), columns=["doc", "text"])
+    table.to_parquet(tmp_path / "d.parquet", row_group_size=7)
+    stored = StoredDocuments(tmp_path / "d.parquet")
+    assert len(stored) == 60 and list(stored) == corpus()
+    assert np.array_equal(sample(stored).tokens, sample().tokens)
+    with pytest.raises(UserError, match="does not exist"):
+        StoredDocuments(tmp_path / "gone.parquet")
 
 
 def test_no_documents():

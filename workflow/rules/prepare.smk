@@ -26,6 +26,32 @@ rule fetch_model:
         "../scripts/fetch_model.py"
 
 
+rule fetch_source:
+    """Download one corpus of the Hugging Face hub at its pinned revision."""
+    output:
+        text="resources/downloads/sources/{source}.parquet",
+        checksum="resources/downloads/sources/{source}.parquet.sha256",
+    log:
+        "logs/fetch_source/{source}.log",
+    benchmark:
+        "results/benchmarks/fetch_source/{source}.tsv"
+    localrule: True
+    conda:
+        "../../envs/mechatlas.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(1500),
+        runtime=minutes(60),
+        gpu=0,
+    params:
+        source=lambda wildcards: wildcards.source,
+        config=lambda wildcards: config["sources"][wildcards.source]["config"],
+        split=lambda wildcards: config["sources"][wildcards.source]["split"],
+        revision=lambda wildcards: config["sources"][wildcards.source]["revision"],
+    script:
+        "../scripts/fetch_source.py"
+
+
 rule prepare_documents:
     """Read or generate the documents of one source."""
     input:

@@ -2,7 +2,7 @@
 
 Input: ``windows`` (Parquet), ``chunks`` (folders of capture_heads). Output: ``events`` (raw_events.parquet: layer,
 head, window, doc, split, query, key, attention, write_norm, role, anchor_query, anchor_key, quantile, weight) and, if
-asked for, ``stats`` (head_stats.parquet: layer, head, split, rows, attention_bos, attention_self).
+asked for, ``stats`` (head_stats.parquet: layer, head, split, rows, attention_bos, attention_self, write_norm).
 """
 
 from collections.abc import Sequence

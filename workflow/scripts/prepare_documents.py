@@ -1,6 +1,6 @@
 """Read or generate the documents of a source.
 
-Input: ``files`` (text sources only). Output: ``documents`` (Parquet: doc, text).
+Input: ``files`` (none for generated text). Output: ``documents`` (Parquet: doc, text).
 """
 
 from collections.abc import Sequence

@@ -4,8 +4,8 @@ Input: ``documents`` (Parquet: doc, text) and the tokenizer of a model folder. O
 doc, split, start, pattern_sample, tokens).
 """
 
+from mechatlas.corpus.stored import StoredDocuments
 from mechatlas.corpus.windows import sample_windows, write_windows
-from mechatlas.io import read_table
 from mechatlas.job import job
 from mechatlas.models.config import read_config
 from mechatlas.models.tokenizer import load_tokenizer
@@ -25,9 +25,8 @@ def main(
 ) -> None:
     """Sample ``windows_count`` windows of ``window_len`` tokens with the tokenizer of the folder ``model``."""
     tokenizer = load_tokenizer(model, bos)
-    table = read_table(documents, ["doc", "text"])
     sampled = sample_windows(
-        zip(table["doc"], table["text"], strict=True),
+        StoredDocuments(documents),
         tokenizer,
         windows=windows_count,
         window_len=window_len,

@@ -6,10 +6,11 @@ import glob
 import json
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mechatlas.corpus import stackexchange, wikitext
 from mechatlas.io import UserError
 from mechatlas.models.config import read_config
 
@@ -34,6 +35,41 @@ def source_files(patterns: Sequence[str], workdir: Path, repository: Path) -> li
                 found.update(matches)
                 break
     return sorted(found)
+
+
+def check_source(
+    key: str, source: Mapping[str, Any], workdir: Path, repository: Path
+) -> Iterator[str]:
+    """Yield what is wrong with the files of a source: none that match, of another kind, or a folder without any."""
+    for pattern in source.get("files", ()):
+        files = source_files([pattern], workdir, repository)
+        if not files:
+            yield (
+                f"{key}.files: {pattern!r} matches no file in {workdir} or {repository}; "
+                "correct the pattern or add the files"
+            )
+        strange = [f for f in files if f.suffix not in wikitext.SUFFIXES]
+        if strange and source["kind"] == "wikitext":
+            yield (
+                f"{key}.files: {strange[0]} is no WikiText file; use {', '.join(wikitext.SUFFIXES)}, "
+                "or read other text with kind: text"
+            )
+    if source["kind"] == "stackexchange":
+        yield from _check_dump(key, find_path(source["folder"], workdir, repository))
+
+
+def _check_dump(key: str, folder: Path) -> Iterator[str]:
+    way_out = (
+        f"give the output folder of stackexchange-dataset, or leave the source out ({key}: null)"
+    )
+    if not folder.is_dir():
+        yield f"{key}.folder: the folder {folder} does not exist; {way_out}"
+    elif not stackexchange.dump_files(folder):
+        inside = folder / "out"
+        if inside.is_dir() and stackexchange.dump_files(inside):
+            way_out = f"did you mean {inside}?"
+        kinds = ", ".join(stackexchange.SUFFIXES)
+        yield f"{key}.folder: {folder} holds no {kinds} file; {way_out}"
 
 
 def model_files(folder: Path) -> list[Path]:

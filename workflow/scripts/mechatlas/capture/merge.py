@@ -15,7 +15,7 @@ import numpy as np
 
 from mechatlas.capture.draws import hash_of
 from mechatlas.capture.reservoirs import EVENT, NEGATIVES, ROLES, Reservoir, new_events
-from mechatlas.capture.statistics import NAMES, UNIT
+from mechatlas.capture.statistics import merged_statistics
 from mechatlas.corpus.windows import SPLITS, Windows, read_windows
 from mechatlas.io import (
     UserError,
@@ -87,18 +87,8 @@ def merge_events(
 def merge_statistics(
     chunks: Sequence[str | Path], path: str | Path, facts: dict[str, Any] | None = None
 ) -> None:
-    """Write the mean attention of every head to BOS and to the query itself, per split, over queries 1 to T-1.
-
-    Columns: ``layer``, ``head``, ``split``, ``rows``, ``attention_bos``, ``attention_self``.
-    """
-    import pandas as pd
-
-    parts = pd.concat([read_table(Path(chunk) / "head_stats.parquet") for chunk in chunks])
-    total = parts.groupby(["layer", "head", "split"], sort=True).sum().reset_index()
-    total = total[total["rows"] > 0].reset_index(drop=True)
-    for name in NAMES:
-        total[name] = total[name] / UNIT / total["rows"]
-    write_table(path, total, provenance(**(facts or {})))
+    """Write `merged_statistics`: how much every head attends to BOS and to the query, and how much it writes."""
+    write_table(path, merged_statistics(chunks), provenance(**(facts or {})))
 
 
 def draw_quantiles(

@@ -231,7 +231,7 @@ class _Sweep:
         thresholds = layer.sample.thresholds
         layer.sample.add(select.quantile_candidates(pattern, norms, batch, thresholds))
         layer.random.append(select.random_events(pattern, value_norms, batch))
-        layer.statistics.add(pattern, batch.splits, batch.own)
+        layer.statistics.add(pattern, norms, batch.splits, batch.own)
         self._keep_patterns(pattern, index)
 
     def _keep_patterns(self, pattern: Tensor, index: int) -> None:

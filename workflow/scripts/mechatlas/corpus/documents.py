@@ -1,17 +1,17 @@
-"""Document sources: generated text, or text files of several kinds, behind one interface."""
+"""Document sources: generated text, text files, WikiText and StackExchange behind one interface."""
 
 from __future__ import annotations
 
-import glob
-import io
 import itertools
-import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mechatlas.corpus.document import Document
+from mechatlas.corpus.files import expand_files, text_reader
+from mechatlas.corpus.stackexchange import dump_files, read_stackexchange
+from mechatlas.corpus.wikitext import read_wikitext
 from mechatlas.io import UserError, progress, provenance
 from mechatlas.io.tables import table_writer
 
@@ -37,10 +37,10 @@ def prepare_documents(
     source : str
         The source's key in the config (for messages and provenance).
     settings : mapping
-        Its entry: ``kind`` (synthetic or text), ``documents`` (the largest number; all if null) and the
-        keys of that kind (see `read_documents`).
+        Its entry: ``kind`` (synthetic, text, wikitext or stackexchange), ``documents`` (the largest number; all if
+        null) and the keys of that kind (see `read_documents`).
     files : sequence of paths or globs
-        For ``kind: text``.
+        For every kind but ``synthetic``.
     seed : int
         For ``kind: synthetic``.
 
@@ -58,7 +58,9 @@ def prepare_documents(
 
     limit = settings.get("documents")
     documents = itertools.islice(read_documents(source, settings, files, seed), limit)
-    documents = progress(documents, total=limit, desc=f"documents of {source}", unit="documents")
+    # How many documents files hold is not known before they are read.
+    total = limit if settings.get("kind") == "synthetic" else None
+    documents = progress(documents, total=total, desc=f"documents of {source}", unit="documents")
     schema = pa.schema([("doc", pa.string()), ("text", pa.string())])
     facts = provenance(
         source=source, settings=dict(settings), seed=seed, files=list(map(str, files))
@@ -86,7 +88,10 @@ def read_documents(
 
     ``kind: synthetic`` takes ``style`` and ``documents``. ``kind: text`` reads ``.txt`` (a file is a document),
     ``.jsonl``, ``.jsonl.zst`` and ``.parquet`` files (a row is a document, its text under ``text_key``) and cuts
-    ``.txt`` files at ``split_on`` if that is set. Texts of nothing but white space are left out.
+    ``.txt`` files at ``split_on`` if that is set. ``kind: wikitext`` reads Parquet and text files of that corpus (an
+    article is a document). ``kind: stackexchange`` reads what stackexchange-dataset wrote (a question with its
+    answers is a document): the ``files``, or else everything in ``folder``. Texts of nothing but white space are left
+    out.
     """
     kind = settings.get("kind")
     if kind == "synthetic":
@@ -94,111 +99,28 @@ def read_documents(
 
         yield from generate_documents(settings["style"], settings["documents"], seed)
     elif kind == "text":
-        for path in expand_files(source, files):
-            texts = _reader(source, path)(path, settings.get("text_key", "text"))
-            separator = settings.get("split_on") if path.suffix == ".txt" else None
-            pieces = (p for text in texts for p in (text.split(separator) if separator else [text]))
-            for number, piece in enumerate(filter(str.strip, pieces)):
-                yield Document(f"{path}#{number}", piece.replace("\r\n", "\n"))
+        yield from _read_text(source, settings, expand_files(source, files))
+    elif kind == "wikitext":
+        yield from read_wikitext(source, expand_files(source, files))
+    elif kind == "stackexchange":
+        yield from read_stackexchange(
+            [Path(f) for f in files] or dump_files(Path(settings["folder"]))
+        )
     else:
-        raise UserError(f"sources.{source}.kind: {kind!r} is unknown; choose synthetic or text")
-
-
-def expand_files(source: str, patterns: Sequence[str | Path]) -> list[Path]:
-    """Return the files that paths and globs name, sorted, each once."""
-    found: set[Path] = set()
-    for pattern in map(str, patterns):
-        matches = [Path(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file()]
-        if not matches:
-            raise UserError(
-                f"sources.{source}.files: {pattern} matches no file; correct the path or the pattern"
-            )
-        found.update(matches)
-    return sorted(found)
-
-
-def _reader(source: str, path: Path) -> Callable[[Path, str], Iterator[str]]:
-    for suffix, reader in READERS.items():
-        if path.name.endswith(suffix):
-            return reader
-    raise UserError(f"sources.{source}.files: {path} is of no known kind; use {', '.join(READERS)}")
-
-
-def _read_txt(path: Path, text_key: str) -> Iterator[str]:
-    try:
-        yield path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} is not UTF-8 text ({error.reason}); convert it to UTF-8"
-        ) from error
+            f"sources.{source}.kind: {kind!r} is unknown; choose synthetic, text, wikitext or stackexchange"
+        )
 
 
-def _read_jsonl(path: Path, text_key: str) -> Iterator[str]:
-    with open(path, encoding="utf-8") as handle:
-        yield from _json_texts(handle, path, text_key)
-
-
-def _read_jsonl_zst(path: Path, text_key: str) -> Iterator[str]:
-    import zstandard
-
-    try:
-        with (
-            open(path, "rb") as raw,
-            zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as stream,
-        ):
-            yield from _json_texts(io.TextIOWrapper(stream, encoding="utf-8"), path, text_key)
-    except zstandard.ZstdError as error:
-        raise UserError(
-            f"{path} is not valid zstandard data ({error}); restore the file"
-        ) from error
-
-
-def _read_parquet(path: Path, text_key: str) -> Iterator[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path)
-        if text_key not in file.schema_arrow.names:
-            raise _no_text(path, text_key, file.schema_arrow.names)
-        for batch in file.iter_batches(batch_size=DOCUMENTS_PER_ROW_GROUP, columns=[text_key]):
-            yield from (text or "" for text in batch.column(0).cast(pa.string()).to_pylist())
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(
-            f"{path} is not a valid Parquet file ({error}); restore the file"
-        ) from error
-
-
-READERS = {
-    ".txt": _read_txt,
-    ".jsonl": _read_jsonl,
-    ".jsonl.zst": _read_jsonl_zst,
-    ".parquet": _read_parquet,
-}
-
-
-def _json_texts(lines: Iterable[str], path: Path, text_key: str) -> Iterator[str]:
-    number = 0
-    try:
-        for number, line in enumerate(lines, 1):
-            row = json.loads(line) if line.strip() else {text_key: ""}
-            text = row.get(text_key) if isinstance(row, dict) else None
-            if not isinstance(text, str):
-                raise _no_text(
-                    f"{path}, line {number}", text_key, row if isinstance(row, dict) else []
-                )
-            yield text
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}, after line {max(number - 1, 0)}: not JSON Lines in UTF-8 ({error}); restore the file"
-        ) from error
-
-
-def _no_text(where: str | Path, text_key: str, names: Iterable[str]) -> UserError:
-    return UserError(
-        f"{where} holds no text under {text_key!r} (it has {', '.join(names) or 'no keys'}); "
-        "set text_key of the source"
-    )
+def _read_text(
+    source: str, settings: Mapping[str, Any], paths: Sequence[Path]
+) -> Iterator[Document]:
+    for path in paths:
+        texts = text_reader(source, path)(path, settings.get("text_key", "text"))
+        separator = settings.get("split_on") if path.suffix == ".txt" else None
+        pieces = (p for text in texts for p in (text.split(separator) if separator else [text]))
+        for number, piece in enumerate(filter(str.strip, pieces)):
+            yield Document(f"{path}#{number}", piece.replace("\r\n", "\n"))
 
 
 def _batches(items: Iterable[Document], size: int) -> Iterator[list[Document]]:

@@ -6,7 +6,7 @@ A window is BOS and ``window_len - 1`` consecutive tokens of one document. Windo
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -91,6 +91,7 @@ def sample_windows(
     Parameters
     ----------
     documents : iterable of (id, text)
+        Of a sequence, only the documents that are needed are looked up, one at a time.
     tokenizer : Encoder
     windows : int
         How many windows; fewer if the documents do not hold as many.
@@ -111,13 +112,15 @@ def sample_windows(
         gets no window.
     """
     _check_sizes(windows, window_len, pattern_windows, split, n_ctx)
-    documents = list(documents)
-    if not documents:
+    if not isinstance(documents, Sequence):
+        documents = list(documents)
+    if len(documents) == 0:
         raise UserError(
             "the corpus is empty: no documents to cut windows from; add text to the source"
         )
     order = rng_for(seed, "document order").permutation(len(documents))
-    shuffled = [documents[i] for i in order]
+    shuffled = (documents[i] for i in order.tolist())
+    shuffled = progress(shuffled, total=len(order), desc="tokenising", unit="documents")
     pieces = list(_round_robin(shuffled, tokenizer, windows, window_len, seed))
     if len(pieces) < windows:
         logger.warning(
@@ -198,13 +201,17 @@ def read_windows(
 
 
 def _round_robin(
-    documents: list[tuple[str, str]], tokenizer: Encoder, windows: int, window_len: int, seed: int
+    documents: Iterable[tuple[str, str]],
+    tokenizer: Encoder,
+    windows: int,
+    window_len: int,
+    seed: int,
 ) -> Iterable[tuple[str, int, np.ndarray]]:
     """Yield (document, start, tokens) of at most ``windows`` windows, round by round."""
     body = window_len - 1
     waiting: list[tuple[str, np.ndarray, list[int]]] = []
     taken, longest = 0, 0
-    for doc, text in progress(documents, desc="tokenising", unit="documents"):
+    for doc, text in documents:
         ids = np.array(tokenizer.encode(text), dtype=np.int32)
         longest = max(longest, len(ids))
         starts = _starts(len(ids), body, seed, doc)

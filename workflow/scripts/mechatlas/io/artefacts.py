@@ -50,12 +50,19 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None, filters: 
     UserError
         If the file is missing, truncated, damaged, or lacks one of ``columns``.
     """
+    return read_columns(path, columns, filters).to_pandas()
+
+
+def read_columns(
+    path: str | Path, columns: Sequence[str] | None = None, filters: Any = None
+) -> Any:
+    """Read a Parquet file into a pyarrow table (see `read_table`), which holds texts in a fraction of the memory."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     _require(path)
     try:
-        return pq.read_table(path, columns=columns, filters=filters).to_pandas()
+        return pq.read_table(path, columns=columns, filters=filters)
     except (pa.ArrowInvalid, OSError, pa.ArrowKeyError) as error:
         raise _damaged(path, error) from error
 
