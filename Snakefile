@@ -30,9 +30,15 @@ include: "workflow/rules/collect.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/capture.smk"
 include: "workflow/rules/explain.smk"
+include: "workflow/rules/judge.smk"
+include: "workflow/rules/forecast.smk"
 include: "workflow/rules/score.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/training.smk"
+
+
+onstart:
+    check_language_models(workflow.dag)
 
 
 onsuccess:

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mechatlas.explain.records import SHARED
 from mechatlas.io import provenance, write_json, write_jsonl, write_table
+from mechatlas.score.curve import summarise_curve
 from mechatlas.score.patterns import SUMS
-from mechatlas.score.summary import SummarySettings, summarise, summarise_curve
+from mechatlas.score.summary import SummarySettings, summarise
 from mechatlas.stats.ranking import BINS
 
 HOSTILE = "<script>alert('x')</script>"
@@ -38,8 +40,13 @@ SETTINGS = SummarySettings(bootstrap=60, confidence=0.95, fdr=0.05, min_events=5
 WINDOW_LEN, WINDOWS, DOCUMENTS = 24, 30, 10
 
 
-def write_results(folder: Path, *, layers: int = 2, heads: int = 4) -> dict[str, str]:
-    """Write every file that reports read; return their paths by the names that the rules use."""
+def write_results(
+    folder: Path, *, layers: int = 2, heads: int = 4, openai: bool = False
+) -> dict[str, Any]:
+    """Write every file that reports read; return their paths by the names that the rules use.
+
+    With ``openai`` a language model has explained the heads too: the first not at all, the second without a program.
+    """
     rng = np.random.default_rng(0)
     place = folder / "heads"
     place.mkdir(parents=True)
@@ -56,22 +63,38 @@ def write_results(folder: Path, *, layers: int = 2, heads: int = 4) -> dict[str,
     write_tokenizer(paths["model"])
     facts = provenance(bootstrap=60, confidence=0.95, fdr=0.05, min_events=5, seed=0)
     units = [(layer, head) for layer in range(layers) for head in range(heads)]
-    write_jsonl(paths["explanations"], explanations(units), facts)
+    records = explanations(units)
+    write_jsonl(paths["explanations"], records, facts)
     documents = document_scores(units, rng)
+    losses, curve = head_losses(units, rng), curve_losses(rng)
     write_table(paths["document_scores"], documents, facts)
     events = head_events(units, rng)
     predicted = pd.concat(
-        events.assign(control=name, prediction=rng.random(len(events)).astype(np.float32))
+        events.assign(
+            explainer="programs",
+            control=name,
+            prediction=rng.random(len(events)).astype(np.float32),
+        )
         for name in ("none", "swapped")
     )
     predicted = predicted[predicted["split"] == "test"]
-    scores = summarise(documents, predicted, head_losses(units, rng), SETTINGS)
+    if openai:
+        asked = openai_explanations(units)
+        paths["openai"] = place / "openai.jsonl"
+        write_jsonl(paths["openai"], asked, facts)
+        records += asked
+        documents = also_of_openai(documents, units[2:])
+        losses, curve = also_of_openai(losses, units[2:]), also_of_openai(curve, None)
+        write_table(paths["document_scores"], documents, facts)
+    scores = summarise(documents, predicted, losses, SETTINGS, records)
     write_table(paths["scores"], scores, facts)
-    write_table(paths["curve"], summarise_curve(curve_losses(rng), SETTINGS), facts)
+    write_table(paths["curve"], summarise_curve(curve, SETTINGS), facts)
     write_table(paths["events"], events, facts)
     write_table(paths["windows"], windows(rng), facts)
     write_json(paths["clusters"], clusters(units), provenance(embedding_model={"name": "none"}))
-    return {name: str(path) for name, path in paths.items()}
+    result: dict[str, Any] = {name: str(path) for name, path in paths.items()}
+    result["explanations"] = [result["explanations"], *([result.pop("openai")] if openai else [])]
+    return result
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -99,6 +122,41 @@ def explanations(units: list[tuple[int, int]]) -> list[dict[str, Any]]:
     ]
 
 
+def openai_explanations(units: list[tuple[int, int]]) -> list[dict[str, Any]]:
+    """Records as `mechatlas.explain.language` writes them."""
+    records = []
+    for place, (layer, head) in enumerate(units):
+        text = "" if place == 0 else f"Attends to {HOSTILE} after an earlier copy."
+        records.append(
+            {
+                **{"unit": f"L{layer}.H{head}", "layer": layer, "head": head},
+                **{"explainer": "openai", "control": "none", "text": text},
+                "kind": "rules" if place > 1 else "text",
+                "validation_iou": 0.4 if place > 1 else None,
+                "candidates": [],
+                "program": {"parts": []} if place > 1 else None,
+                "status": "explained" if text else "unexplained",
+                "reason": "" if text else "the model refused to answer",
+                "program_error": f"part 1: unknown form '{HOSTILE}'" if place == 1 else "",
+                **{"chosen_by": "single", "model": "m", "prompt_version": "p", "requests": 1},
+                **{"prompt_tokens": 1500, "cached_tokens": 1000, "completion_tokens": 60},
+                "price": 0.0005,
+            }
+        )
+    return records
+
+
+def also_of_openai(table: pd.DataFrame, units: list[tuple[int, int]] | None) -> pd.DataFrame:
+    """Repeat the rows of the explainer `programs`, of some heads, as those of `openai`."""
+    mine = table[table["explainer"] == "programs"]
+    if units is not None:
+        mine = mine[[at in units for at in zip(mine["layer"], mine["head"], strict=True)]]
+    mine = (
+        mine[~mine["control"].isin(["shuffled", "random_weights"])] if "control" in mine else mine
+    )
+    return pd.concat([table, mine.assign(explainer="openai")], ignore_index=True)
+
+
 def document_scores(units: list[tuple[int, int]], rng: np.random.Generator) -> pd.DataFrame:
     """Sums per document; each head is better explained than the one before, and every control is worse."""
     rows = []
@@ -120,8 +178,8 @@ def document_scores(units: list[tuple[int, int]], rng: np.random.Generator) -> p
                 counts = {
                     name: rng.integers(0, 5, BINS).astype(np.int32) for name in ("active", "other")
                 }
-                key = {"layer": layer, "head": head, "control": control, "doc": f"d{doc}"}
-                rows.append(key | sums | counts)
+                key = {"layer": layer, "head": head, "explainer": "programs", "control": control}
+                rows.append(key | {"doc": f"d{doc}"} | sums | counts)
     return pd.DataFrame(rows)
 
 
@@ -158,24 +216,26 @@ def head_events(units: list[tuple[int, int]], rng: np.random.Generator) -> pd.Da
 
 def head_losses(units: list[tuple[int, int]], rng: np.random.Generator) -> pd.DataFrame:
     """Losses of single replacements; in the last head the ablation does nothing, so it cannot be scored."""
-    variants = {(-1, -1, "model"): 10.0}
+    variants = {(-1, -1, SHARED, "model"): 10.0}
     for layer, head in units:
         harm = 0.0 if (layer, head) == units[-1] else 4.0
-        variants |= {(layer, head, "mean_pattern"): 10 + harm, (layer, head, "none"): 10 + harm / 8}
-        variants |= {(layer, head, "swapped"): 10 + harm * 1.2}
+        variants |= {(layer, head, SHARED, "mean_pattern"): 10 + harm}
+        variants |= {(layer, head, "programs", "none"): 10 + harm / 8}
+        variants |= {(layer, head, "programs", "swapped"): 10 + harm * 1.2}
     return pd.DataFrame(
         [
             {
                 **{
                     "layer": layer,
                     "head": head,
+                    "explainer": explainer,
                     "variant": variant,
                     "doc": f"d{doc}",
                     "tokens": 20,
                 },
                 "loss": loss + rng.normal(scale=0.01),
             }
-            for (layer, head, variant), loss in variants.items()
+            for (layer, head, explainer, variant), loss in variants.items()
             for doc in range(DOCUMENTS)
         ]
     )
@@ -189,7 +249,13 @@ def curve_losses(rng: np.random.Generator) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                **{"order": order, "repeat": 0, "share": share, "heads": int(8 * share)},
+                **{
+                    "explainer": "programs",
+                    "order": order,
+                    "repeat": 0,
+                    "share": share,
+                    "heads": int(8 * share),
+                },
                 **{"doc": f"d{doc}", "loss": loss + rng.normal(scale=0.05), "tokens": 20},
             }
             for (order, share), loss in orders.items()

@@ -98,7 +98,7 @@ def test_the_model_has_both_kinds_of_heads(called):
 
 def test_called_heads_get_their_explanation_far_above_controls(called, explained):
     records, view, true, means = explained
-    own = programs_of(records, "none")
+    own = programs_of(records, "programs")
     swapped = swapped_programs(own, seed=0)
     texts = {(r["layer"], r["head"]): r["text"] for r in records}
     for (layer, head), name in called.items():

@@ -27,7 +27,7 @@ from mechatlas.figures.results import (
     read_results,
     unscored_rows,
 )
-from mechatlas.figures.words import headline_items
+from mechatlas.figures.words import explainer_rows, headline_items
 from mechatlas.io import UserError, read_json
 from mechatlas.score.overall import beats_every_control, mean_over_heads
 
@@ -48,12 +48,23 @@ def script(name: str):
 def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("results")
     paths = write_results(folder)
+    return reported(paths, folder)
+
+
+OUTPUTS = {
+    "report": "report.md",
+    "summary": "summary.csv",
+    "headline": "headline.json",
+    "all_explanations": "all.jsonl",
+}
+
+
+def reported(paths: dict[str, str], folder: Path) -> dict[str, str]:
     made = {name: str(folder / "heads" / file) for name, file in OUTPUTS.items()}
-    script("report_heads").main(**paths, bos=None, name=NAME, source="wiki", **made)
+    script("report_heads").main(
+        **paths, judge_scores=[], bos=None, name=NAME, source="wiki", **made
+    )
     return paths | made
-
-
-OUTPUTS = {"report": "report.md", "summary": "summary.csv", "headline": "headline.json"}
 
 
 def read(paths: dict[str, str]):
@@ -152,7 +163,12 @@ def test_one_control_that_is_not_beaten_counts() -> None:
 
 
 def test_headline(paths: dict[str, str]) -> None:
-    headline = read_json(paths["headline"])
+    headlines = read_json(paths["headline"])
+    headline = headlines["programs"]
+    assert list(headlines) == ["programs"]
+    assert headline["explanations"] == {
+        **{"heads": 8, "explained": 8, "with_program": 8, "failures": {}},
+    }
     scores = pd.read_parquet(paths["scores"])
     own = scores.query("metric == 'iou' and control == 'none'")["value"]
     assert headline["means"]["iou"]["value"] == pytest.approx(own.mean())
@@ -206,7 +222,6 @@ def rendered(paths: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
     )
     before = sorted(home.rglob("*"))
     names = (
-        "explanations",
         "scores",
         "clusters",
         "curve",
@@ -215,7 +230,7 @@ def rendered(paths: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
         "windows",
         "model",
     )
-    files = {name: paths[name] for name in names}
+    files = {name: paths[name] for name in names} | {"explanations": paths["all_explanations"]}
     for run in ("first", "second"):
         with pytest.MonkeyPatch.context() as patch:
             if run == "second":
@@ -345,10 +360,83 @@ def test_index_links_what_is_there(paths: dict[str, str], tmp_path: Path) -> Non
     links = re.findall(r"href='([^']*)'", text)
     assert len(links) == 3 and all((place / link).is_file() for link in links)
     assert Page(text).loads == [] and "http" not in text
-    assert f"{read_json(headline)['means']['iou']['value']:.2f} [" in text
+    assert f"{read_json(headline)['programs']['means']['iou']['value']:.2f} [" in text
 
 
 def test_index_escapes_names(paths: dict[str, str]) -> None:
     entry = Entry(HOSTILE, "s", {"report": "a b/'x.html"}, read_json(paths["headline"]))
     text = index_page([entry], {})
     assert text.count("<script") == 1 and "a%20b/%27x.html" in text
+
+
+# --- several explainers ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("both")
+    return reported(write_results(folder, openai=True), folder)
+
+
+def test_each_explainer_has_its_numbers_and_failures(
+    both: dict[str, str], paths: dict[str, str]
+) -> None:
+    headlines, alone = read_json(both["headline"]), read_json(paths["headline"])
+    assert headlines["programs"] == alone["programs"]
+    openai = headlines["openai"]
+    assert openai["explanations"] == {
+        **{"heads": 8, "explained": 7, "with_program": 6},
+        "failures": {"the model refused to answer": 1},
+        "usage": {
+            **{"requests": 8, "prompt_tokens": 12000, "cached_tokens": 8000},
+            **{"completion_tokens": 480, "price": pytest.approx(0.004)},
+        },
+    }
+    assert openai["heads"] == 8 and openai["scored"] == 6
+    columns, rows = explainer_rows(headlines)
+    row = dict(zip(columns, rows[1], strict=True))
+    assert row["failure rate"] == "12 %" and row["price"] == "0.0040"
+    assert row["why not"] == "the model refused to answer (1)"
+    unknown = {"openai": {"explanations": openai["explanations"] | {"usage": None}}}
+    unknown["openai"]["explanations"]["usage"] = {
+        **openai["explanations"]["usage"],
+        "price": None,
+    }
+    assert explainer_rows(unknown)[1][0][-1] == "unknown"
+
+
+def test_all_explanations_are_in_one_file_and_one_table(both: dict[str, str]) -> None:
+    lines = [json.loads(line) for line in Path(both["all_explanations"]).read_text().splitlines()]
+    assert len(lines) == 16 and {line["control"] for line in lines} == {"none"}
+    table = head_table(read_results(both["all_explanations"], *(both[n] for n in RESULTS)))
+    assert table["explainer"].value_counts().to_dict() == {"programs": 8, "openai": 8}
+    mine = table[table["explainer"] == "openai"].reset_index(drop=True)
+    assert mine["reason"][0] == "the model refused to answer" and mine["status"][0] == "unscored"
+    assert mine["reason"][1].startswith("part 1: unknown form") and np.isnan(mine["iou"][1])
+    assert np.isfinite(mine["iou"][2])
+
+
+RESULTS = ("scores", "clusters", "curve")
+
+
+def test_pages_of_several_explainers_hold_no_markup_of_a_model(
+    both: dict[str, str], tmp_path: Path
+) -> None:
+    names = (*RESULTS, "headline", "events", "windows", "model")
+    files = {name: both[name] for name in names} | {"explanations": both["all_explanations"]}
+    script("render_heads").main(
+        notebook=str(NOTEBOOK), bos=None, name=NAME, source="wiki", **files,
+        html=str(tmp_path / "heads.html"), notebook_out=str(tmp_path / "heads.ipynb"),
+        notebook_log=str(tmp_path / "log.ipynb"),
+    )  # fmt: skip
+    text = (tmp_path / "heads.html").read_text()
+    assert Page(text).tags.count("script") == 1
+    assert "not explained: the model refused to answer" in text
+    assert "<h4>programs</h4>" in text and "<h4>openai</h4>" in text
+    assert "<td>openai</td>" in text and "Warning" not in text and "0.0040" in text
+    report = Path(both["report"]).read_text()
+    prose = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", report)
+    assert "<script>" not in prose.replace("\\<", "")
+    assert "## Scores of the explainer openai" in report and "L0.H0 (openai)" in report
+    page = index_page([Entry("m", "s", {"report": "a.html"}, read_json(both["headline"]))], {})
+    assert page.count("<td>openai</td>") == 1 and Page(page).tags.count("script") == 1

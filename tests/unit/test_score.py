@@ -9,9 +9,16 @@ from sklearn.metrics import average_precision_score
 
 from mechatlas.explain.forms import Duplicate, Previous
 from mechatlas.explain.programs import Part, Program
-from mechatlas.explain.records import MeanPattern, swapped_programs, variants_of
+from mechatlas.explain.records import (
+    MEAN_PATTERN,
+    SHARED,
+    MeanPattern,
+    swapped_programs,
+    variants_of,
+)
 from mechatlas.explain.vocabulary import TokenView, Vocabulary
 from mechatlas.models.transformer import load
+from mechatlas.score.curve import summarise_curve
 from mechatlas.score.heads import predict_events, score_patterns
 from mechatlas.score.patterns import (
     INDEX,
@@ -21,12 +28,22 @@ from mechatlas.score.patterns import (
     active_counts,
     pattern_sums,
 )
-from mechatlas.score.replacement import MEAN, Replacer, curve_groups, curve_table, head_table
-from mechatlas.score.summary import SummarySettings, summarise, summarise_curve, with_control
+from mechatlas.score.replacement import (
+    MEAN,
+    MODEL,
+    Replacer,
+    curve_groups,
+    curve_table,
+    curves,
+    head_table,
+    rank_heads,
+)
+from mechatlas.score.summary import METRICS, SummarySettings, summarise, with_control
 from mechatlas.stats.ranking import BINS
 
 SETTINGS = SummarySettings(bootstrap=200, confidence=0.95, fdr=0.05, min_events=10, seed=0)
 SIZE = 30
+OWN = ("programs", "none")
 VOCABULARY = Vocabulary(["<bos>", *(f" w{chr(97 + i)}x" for i in range(SIZE - 1))], 0)
 
 
@@ -119,9 +136,7 @@ def test_documents_are_summed_apart_and_controls_kept_apart():
     patterns = random_patterns(6, 10, 6)[:, None]
     mean = {(0, 0): MeanPattern(patterns.mean(0)[0])}
     rows = pd.DataFrame(
-        score_patterns(
-            0, windows, patterns, VOCABULARY, {"none": programs, "mean_pattern": mean}, 0.2
-        )
+        score_patterns(0, windows, patterns, VOCABULARY, {OWN: programs, MEAN_PATTERN: mean}, 0.2)
     )
     assert rows.groupby("control")["doc"].apply(list).to_dict() == {
         "none": ["a", "b", "c"],
@@ -132,6 +147,10 @@ def test_documents_are_summed_apart_and_controls_kept_apart():
     got = rows[(rows["control"] == "none") & (rows["doc"] == "a")][list(SUMS)].to_numpy()[0]
     np.testing.assert_allclose(got, expected)
     assert got[INDEX["rows"]] == 2 * 9
+    assert set(rows.groupby("control")["explainer"].first().items()) == {
+        ("none", "programs"),
+        ("mean_pattern", SHARED),
+    }
 
 
 def test_events_get_the_prediction_of_their_own_head_window_query_and_key():
@@ -144,18 +163,20 @@ def test_events_get_the_prediction_of_their_own_head_window_query_and_key():
         {"layer": [0, 1, 0, 1], "head": [0, 1, 0, 1], "window": [3, 1, 0, 4],
          "query": [5, 6, 2, 11], "key": [4, 2, 2, 3]}
     )  # fmt: skip
-    result = predict_events(events, lambda ids: tokens[ids], VOCABULARY, {"none": programs})
+    result = predict_events(events, lambda ids: tokens[ids], VOCABULARY, {OWN: programs})
     for row in result.itertuples():
         view = TokenView(tokens[[row.window]], VOCABULARY)
         expected = programs[(row.layer, row.head)].predict(view)[0, row.query, row.key]
         assert row.prediction == pytest.approx(expected)
     assert result["prediction"].iloc[0] == pytest.approx(0.7)
+    nothing = predict_events(events, lambda ids: tokens[ids], VOCABULARY, {})
+    assert nothing.empty and list(nothing.columns) == list(result.columns)
 
 
 # --- summary ------------------------------------------------------------------------------------
 
 
-def fake_documents(quality, seed=0, docs=30):
+def fake_documents(quality, seed=0, docs=30, explainer="programs"):
     """Pattern rows of one head: the prediction is the truth mixed with another random pattern."""
     rows = []
     for control, mix in quality.items():
@@ -168,6 +189,7 @@ def fake_documents(quality, seed=0, docs=30):
                 {
                     "layer": 0,
                     "head": 0,
+                    "explainer": SHARED if control == "mean_pattern" else explainer,
                     "control": control,
                     "doc": f"d{d}",
                     "active": counts[0],
@@ -182,8 +204,11 @@ def fake_events(good, events=60, docs=20):
     rng = np.random.default_rng(0)
     rows = []
     for i in range(events):
-        base = {"layer": 0, "head": 0, "control": "none", "doc": f"d{i % docs}", "window": i, "anchor_query": 5,
-                "anchor_key": 3, "query": 5, "key": 3}  # fmt: skip
+        base = {
+            **{"layer": 0, "head": 0, "explainer": "programs", "control": "none"},
+            **{"doc": f"d{i % docs}", "window": i, "anchor_query": 5, "anchor_key": 3},
+            **{"query": 5, "key": 3},
+        }
         rows.append(base | {"role": "top", "prediction": rng.uniform(0.4, 0.9)})
         low = rng.uniform(0, 0.3) if good else rng.uniform(0.4, 0.9)
         rows.append(base | {"role": "negative_same_query", "key": 2, "prediction": low})
@@ -195,14 +220,15 @@ def fake_losses(model, mean, program, docs=25):
     rows = []
     for d in range(docs):
         base = 100 + rng.normal(0, 5)
-        for layer, head, variant, extra in (
-            (-1, -1, "model", model), (0, 0, "mean_pattern", mean), (0, 0, "none", program),
+        for layer, head, explainer, variant, extra in (
+            (*MODEL, model), (0, 0, *MEAN_PATTERN, mean), (0, 0, *OWN, program),
         ):  # fmt: skip
             loss = base + extra + rng.normal(0, 0.1)
             rows.append(
                 {
                     "layer": layer,
                     "head": head,
+                    "explainer": explainer,
                     "variant": variant,
                     "doc": f"d{d}",
                     "loss": loss,
@@ -310,12 +336,12 @@ def make_replacer(model, means=None):
 def test_replacing_a_head_by_its_own_pattern_changes_nothing(model):
     replacer, tokens = make_replacer(model)
     truth = {h: TruePatterns(model, *h) for h in HEADS}
-    losses = replacer.single_heads({"none": truth})
+    losses = replacer.single_heads({OWN: truth})
     plain = model.losses(torch.from_numpy(tokens)).double().sum(-1).numpy()
-    np.testing.assert_allclose(losses[(-1, -1, "model")], plain, rtol=1e-6)
+    np.testing.assert_allclose(losses[MODEL], plain, rtol=1e-6)
     for head in HEADS:
-        np.testing.assert_allclose(losses[(*head, "none")], plain, rtol=1e-6)
-        assert np.abs(losses[(*head, MEAN)] - plain).max() > 1e-3
+        np.testing.assert_allclose(losses[(*head, *OWN)], plain, rtol=1e-6)
+        assert np.abs(losses[(*head, *MEAN_PATTERN)] - plain).max() > 1e-3
 
 
 def test_single_replacement_equals_a_plain_run_with_a_hook(model):
@@ -332,40 +358,131 @@ def test_single_replacement_equals_a_plain_run_with_a_hook(model):
             return value
 
         expected = model.losses(torch.from_numpy(tokens), {"pattern": put}).double().sum(-1).numpy()
-        np.testing.assert_allclose(losses[(layer, head, MEAN)], expected, rtol=1e-6)
+        np.testing.assert_allclose(losses[(layer, head, *MEAN_PATTERN)], expected, rtol=1e-6)
 
 
 def test_groups_replace_all_their_heads_and_no_others(model):
     replacer, tokens = make_replacer(model)
     truth = {h: TruePatterns(model, *h) for h in HEADS}
-    groups = curve_groups(HEADS, [0.25, 1.0], random_orders=2, seed=0)
+    groups = curve_groups(HEADS, [0.25, 1.0], random_orders=2, seed=0, heads=4)
     losses = replacer.groups(truth, groups)
     plain = losses[("model", 0, 0.0)]
     np.testing.assert_allclose(losses[("best", 0, 0.25)], plain, rtol=1e-6)
-    one = replacer.single_heads({})[(*HEADS[0], MEAN)]
+    one = replacer.single_heads({})[(*HEADS[0], *MEAN_PATTERN)]
     np.testing.assert_allclose(losses[(MEAN, 0, 0.25)], one, rtol=1e-6)
     assert losses[(MEAN, 0, 1.0)].sum() != pytest.approx(one.sum(), rel=1e-4)
     orders = [groups[("random", r, 0.25)][1] for r in range(2)]
     assert all(len(o) == 1 for o in orders)
     documents = np.array(["a", "a", "b", "b", "b"])
-    curve = summarise_curve(curve_table(losses, groups, documents, replacer), SETTINGS)
+    curve = summarise_curve(curve_table(losses, groups, documents, replacer, "programs"), SETTINGS)
     best = curve[curve["order"] == "best"]
     np.testing.assert_allclose(
         best["ratio"], np.exp((losses[("best", 0, 1.0)] - plain).sum() / 55), rtol=1e-6
     )
     table = head_table(replacer.single_heads({}), documents, replacer)
-    assert set(table.columns) == {"layer", "head", "variant", "doc", "loss", "tokens"}
+    assert set(table.columns) == {
+        *("layer", "head", "explainer", "variant", "doc", "loss", "tokens"),
+    }
     assert table[table["doc"] == "b"]["tokens"].unique().tolist() == [33]
 
 
+def record(head, explainer="programs", control="none", program=True, iou=0.5):
+    made = Program(parts=(Part(share=0.1 * (head + 1), form=Previous()),)) if program else None
+    return {
+        **{"layer": head // 2, "head": head % 2, "explainer": explainer, "control": control},
+        **{"program": made, "validation_iou": iou if program else None, "text": "a text"},
+    }
+
+
 def test_variants_hold_what_was_asked_for():
-    program = {"parts": []}
-    records = [
-        {"layer": 0, "head": h, "control": c, "program": Program(**program)}
-        for h in range(2)
-        for c in ("none", "shuffled")
+    records = [record(h, control=c) for h in range(2) for c in ("none", "shuffled")]
+    means = {(0, h): np.eye(3, dtype=np.float32) for h in range(3)}
+    swapped = ("programs", "swapped")
+    assert set(variants_of(records, ["swapped"], 0, means)) == {OWN, swapped}
+    every = variants_of(records, ["shuffled", "mean_pattern", "random_weights"], 0, means)
+    assert set(every) == {OWN, ("programs", "shuffled"), MEAN_PATTERN}
+    # A head that nobody explained has no controls either.
+    assert set(every[MEAN_PATTERN]) == {(0, 0), (0, 1)}
+
+
+def test_variants_of_several_explainers_are_kept_apart_and_texts_without_program_left_out():
+    records = [record(h) for h in range(2)] + [
+        record(h, "openai", program=h == 1) for h in range(2)
     ]
     means = {(0, h): np.eye(3, dtype=np.float32) for h in range(2)}
-    assert set(variants_of(records, ["swapped"], 0, means)) == {"none", "swapped"}
-    every = variants_of(records, ["shuffled", "mean_pattern", "random_weights"], 0, means)
-    assert set(every) == {"none", "shuffled", "mean_pattern"}
+    variants = variants_of(records, ["swapped", "shuffled", "mean_pattern"], 0, means)
+    # One program alone has nothing to be swapped with, and nobody paid for shuffled rows.
+    assert set(variants) == {OWN, ("programs", "swapped"), ("openai", "none"), MEAN_PATTERN}
+    assert set(variants[("openai", "none")]) == {(0, 1)}
+    assert variants_of(records[2:3], ["swapped", "mean_pattern"], 0, means) == {}
+
+
+# --- several explainers -------------------------------------------------------------------------
+
+
+def test_explainers_have_scores_of_their_own_against_the_controls_of_the_head():
+    documents = pd.concat(
+        [
+            fake_documents({"none": 0.8, "mean_pattern": 0.3}),
+            fake_documents({"none": 0.5}, explainer="openai"),
+        ]
+    )
+    alone = summarise(
+        fake_documents({"none": 0.8, "mean_pattern": 0.3}), fake_events(True), fake_losses(0, 10, 2), SETTINGS
+    )  # fmt: skip
+    both = summarise(documents, fake_events(True), fake_losses(0, 10, 2), SETTINGS)
+    programs = both[both["explainer"] == "programs"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(programs, alone)
+    openai = both[both["explainer"] == "openai"]
+    assert set(both["explainer"]) == {"programs", "openai"}
+    assert pick(openai, "iou")["value"] < pick(programs, "iou")["value"]
+    shared = pick(openai, "iou", "mean_pattern")
+    assert shared["value"] == pick(programs, "iou", "mean_pattern")["value"]
+    assert shared["difference"] == pytest.approx(pick(openai, "iou")["value"] - shared["value"])
+
+
+def test_an_explanation_without_a_program_is_unscored_with_its_reason():
+    records = [
+        {
+            **record(0, "openai", program=False),
+            "reason": "",
+            "program_error": "part 1: unknown form",
+        },
+        {**record(1, "openai", program=False), "reason": "the model refused to answer", "text": ""},
+        {**record(2, "openai", program=False), "reason": "", "program_error": ""},
+        {**record(3, "openai", program=False, control="shuffled")},
+    ]
+    frame = summarise(
+        fake_documents({"none": 0.5}), fake_events(True), fake_losses(0, 10, 2), SETTINGS, records
+    )
+    missing = frame[frame["explainer"] == "openai"]
+    assert set(missing["metric"]) == set(METRICS) and len(missing) == 3 * len(METRICS)
+    assert set(missing["status"]) == {"unscored"} and missing["value"].isna().all()
+    reasons = missing.groupby(["layer", "head"])["reason"].first().tolist()
+    assert reasons == [
+        *("part 1: unknown form", "the model refused to answer", "a text without a program"),
+    ]
+    only = summarise(
+        pd.DataFrame(columns=["doc"]), pd.DataFrame(), fake_losses(0, 10, 2).query("layer < 0"), SETTINGS, records
+    )  # fmt: skip
+    assert set(only["status"]) == {"unscored"} and set(only["explainer"]) == {"openai"}
+
+
+def test_curves_of_explainers_and_shares_beyond_their_programs(model):
+    replacer, _ = make_replacer(model)
+    records = [record(h, iou=0.1 * h) for h in range(4)]
+    records += [record(h, "openai", program=h < 2, iou=1 - 0.1 * h) for h in range(4)]
+    assert rank_heads(records, "programs") == [(1, 1), (1, 0), (0, 1), (0, 0)]
+    assert rank_heads(records, "openai") == [(0, 0), (0, 1)]
+    documents = np.array(["a", "a", "b", "b", "b"])
+    table = curves(replacer, records, documents, [0.25, 0.5, 1.0], 1, 0, 4)
+    found = summarise_curve(table, SETTINGS)
+    shares = found[found["order"] == "best"].groupby("explainer")["share"].apply(list).to_dict()
+    assert shares == {"programs": [0.25, 0.5, 1.0], "openai": [0.25, 0.5]}
+    alone = summarise_curve(
+        curves(replacer, records[:4], documents, [0.25, 0.5, 1.0], 1, 0, 4), SETTINGS
+    )
+    same = found[found["explainer"] == "programs"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(same, alone)
+    assert curves(replacer, records[6:], documents, [1.0], 1, 0, 4).empty
+    assert summarise_curve(curves(replacer, [], documents, [1.0], 1, 0, 4), SETTINGS).empty

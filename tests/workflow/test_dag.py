@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from llm_server import LlmServer
 
-from conftest import job_counts, snakemake, write_yaml
+from conftest import copy_workflow, job_counts, snakemake, write_yaml
 
 FROM_SCORES = {"report_heads", "render_heads", "render_index", "write_manifest", "all"}
 
@@ -42,6 +43,18 @@ OPTIONS = {
     "three chunks": (["capture={chunk_windows: 200}", "sampling={windows: 600}"], jobs(2, 2, 3)),
     "no random-weight control": (["score={controls: [swapped]}"], jobs(2, 2, 1, control=False)),
     "one model": (["models={demo-2l: null}"], jobs(1, 2, 1)),
+    "a language model explains too": (
+        ["explain={explainers: [programs, openai]}"],
+        jobs(2, 2, 1) | {"ask_explainer": 4},
+    ),
+    "a language model alone explains": (
+        ["explain={explainers: [openai]}"],
+        {
+            rule: count
+            for rule, count in (jobs(2, 2, 1, control=False) | {"ask_explainer": 4}).items()
+            if rule != "explain_heads"
+        },
+    ),
     "model from the hub": (
         [f"models={{hub: {{hub: a/b, revision: {'0' * 40}}}, demo-2l: null, demo-4l: null}}"],
         jobs(1, 2, 1) | {"fetch_model": 1},
@@ -155,6 +168,52 @@ CHANGES = {
 def test_config_change_reruns_exactly_its_rules(change: str, finished: Path) -> None:
     settings, expected = CHANGES[change]
     assert rerun(finished, *settings) == expected
+
+
+# --- a language model as explainer ----------------------------------------------------------------
+
+ASKED = "results/demo-4l/synthetic-wiki/heads/explanations/openai.jsonl"
+OPENAI = {"model": "scripted", "provider": "test", "api_key_env": None}
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workflow with stubs for scripts, run until a language model has explained one model on one source."""
+    folder = copy_workflow(tmp_path_factory.mktemp("asked") / "w", stubs=True)
+    with LlmServer() as server:
+        write_asked(folder, base_url=server.base_url)
+        snakemake(
+            *(folder, ASKED, "--configfile", "asked.yaml", "--cores", "2", "--resources", "gpu=1")
+        )
+    return folder
+
+
+def write_asked(
+    folder: Path, llm: dict | None = None, judge: dict | None = None, **openai: object
+) -> None:
+    explain = {"explainers": ["programs", "openai"], "openai": {**OPENAI, **openai}}
+    write_yaml(folder / "asked.yaml", {"explain": explain, "llm": llm or {}, "judge": judge or {}})
+
+
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        ({}, False),
+        ({"base_url": "http://elsewhere/v1", "api_key_env": "OTHER_KEY"}, False),
+        ({"llm": {"concurrency": 3, "timeout": 9, "budget": {"money": 1}, "mode": "replay"}}, False),
+        ({"llm": {"prices": {"scripted": {"input": 1, "output": 1}}}}, False),
+        ({"judge": {"scorers": ["fuzzing"], "temperature": 1.0}}, False),
+        ({"model": "another"}, True),
+        ({"provider": "another"}, True),
+        ({"temperature": 0.5}, True),
+        ({"examples": 4}, True),
+        ({"candidates": 2}, True),
+    ],
+)  # fmt: skip
+def test_only_what_changes_an_answer_is_asked_again(change: dict, again: bool, asked: Path) -> None:
+    write_asked(asked, **change)
+    planned = job_counts(asked, ASKED, "--configfile", "asked.yaml")
+    assert planned == ({"ask_explainer": 1} if again else {})
 
 
 def test_gpu_limit_threads_and_profile_rerun_nothing(finished: Path) -> None:

@@ -4,6 +4,8 @@ import os
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace as Names
+from urllib.parse import urlsplit
 
 from snakemake.exceptions import WorkflowError
 
@@ -12,8 +14,10 @@ sys.path.insert(0, str(REPOSITORY / "workflow" / "scripts"))
 
 from mechatlas.config import RANDOM_SUFFIX, ConfigError, complete_config
 from mechatlas.config_files import find_path, model_files, source_files
+from mechatlas.corpus.stackexchange import dump_files
 from mechatlas.io.closure import closure_digest
 from mechatlas.io.digest import code_digest
+from mechatlas.io.errors import UserError
 from mechatlas.machine import gpu_present
 
 try:
@@ -25,7 +29,9 @@ config.update(complete)
 
 MODELS = list(config["models"])
 SOURCES = list(config["sources"])
-RANDOM_CONTROL = "random_weights" in config["score"]["controls"]
+EXPLAINERS = config["explain"]["explainers"]
+# A language model is never paid for explaining random weights or shuffled rows.
+RANDOM_CONTROL = "random_weights" in config["score"]["controls"] and "programs" in EXPLAINERS
 CHUNKS = [
     f"{i:04d}"
     for i in range(math.ceil(config["sampling"]["windows"] / config["capture"]["chunk_windows"]))
@@ -105,6 +111,48 @@ def chunks_of(wildcards):
     return [f"results/{wildcards.model}/{wildcards.source}/capture/{chunk}" for chunk in CHUNKS]
 
 
+def trained_chunks_of(wildcards):
+    """The chunks of the trained model, whose statistics choose the heads: its control explains the same ones."""
+    model = base_model(wildcards)
+    return [f"results/{model}/{wildcards.source}/capture/{chunk}" for chunk in CHUNKS]
+
+
+def head_stats_of(wildcards):
+    """The merged statistics of a trained model's heads."""
+    return f"results/{base_model(wildcards)}/{wildcards.source}/heads/head_stats.parquet"
+
+
+def explanations_of(wildcards):
+    """The explanations of all explainers of a model, one file each."""
+    random = model_init(wildcards) == "random"
+    names = [name for name in EXPLAINERS if name == "programs" or not random]
+    folder = f"results/{wildcards.model}/{wildcards.source}/heads/explanations"
+    return [f"{folder}/{name}.jsonl" for name in names]
+
+
+def language_model(settings):
+    """Param: a section about a language model without what only says where and with which key it is reached."""
+    kept = {key: value for key, value in settings.items() if key not in ("base_url", "api_key_env")}
+    return kept | {"provider": settings["provider"] or urlsplit(settings["base_url"]).hostname}
+
+
+def reached_at(settings):
+    """Param: what `language_model` leaves out; it may change without a question being asked again."""
+    return not_compared({key: settings[key] for key in ("base_url", "api_key_env")})
+
+
+def explainer_judge():
+    """The judge by which candidates and revisions are compared, if there is anything to compare and a judge."""
+    explainer = config["explain"]["openai"]
+    compares = explainer["candidates"] > 1 or explainer["revise"]
+    return config["judge"] if compares and config["judge"]["scorers"] else None
+
+
+def not_compared(value):
+    """Param whose change makes nothing run again: Snakemake does not compare what a function makes of the threads."""
+    return lambda wildcards, threads: value
+
+
 def control_of(name):
     """Input function: the same file of the random-weight control, if that control is wanted."""
 
@@ -127,13 +175,20 @@ def controls_among(*kinds):
 
 
 def source_inputs(wildcards):
-    patterns = config["sources"][wildcards.source].get("files", [])
-    return [shown(path) for path in source_files(patterns, Path.cwd(), REPOSITORY)]
+    """The files of a source: those that its entry names, or what a download will make."""
+    source = config["sources"][wildcards.source]
+    if source["kind"] == "stackexchange":
+        folder = find_path(source["folder"], Path.cwd(), REPOSITORY)
+        return [shown(path) for path in dump_files(folder)]
+    if source["kind"] == "wikitext" and not source["files"]:
+        return [f"resources/downloads/sources/{wildcards.source}.parquet"]
+    return [shown(path) for path in source_files(source.get("files", []), Path.cwd(), REPOSITORY)]
 
 
 def source_settings(wildcards):
+    """Param: a source's entry without what says where its files are."""
     source = config["sources"][wildcards.source]
-    return {key: value for key, value in source.items() if key != "files"}
+    return {key: value for key, value in source.items() if key not in ("files", "folder")}
 
 
 def for_each(*patterns):
@@ -147,15 +202,18 @@ def every_result():
     captured = (
         "raw_events.parquet",
         "head_stats.parquet",
-        "explanations.jsonl",
         "document_scores.parquet",
         "event_scores.parquet",
     )
     judged = (
         *("head_losses.parquet", "replacement_losses.parquet", "scores.parquet"),
         *("replacement.parquet", "clusters.json"),
-        *("report.md", "summary.csv", "headline.json"),
+        *("report.md", "summary.csv", "headline.json", "explanations.jsonl"),
+        *(f"explanations/{name}.jsonl" for name in EXPLAINERS),
     )
+    if config["judge"]["scorers"]:
+        judged += ("judge_scores.parquet",)
+        judged += tuple(f"judge/{name}.parquet" for name in ("items", "judgements", "judge_usage"))
     heads = "results/{model}/{source}/heads/{file}"
     both = MODELS + controls
     return [
@@ -165,6 +223,7 @@ def every_result():
             "results/{model}/{source}/capture/{chunk}", model=both, source=SOURCES, chunk=CHUNKS
         ),
         *expand(heads, model=both, source=SOURCES, file=captured),
+        *expand(heads, model=controls, source=SOURCES, file="explanations/programs.jsonl"),
         *expand(heads, model=MODELS, source=SOURCES, file=judged),
         *for_each("results/report/{model}/{source}/heads.html"),
         *for_each("results/report/{model}/{source}/heads.ipynb"),
@@ -213,6 +272,22 @@ def gpu_request(wildcards):
     """Ask for a GPU unless there can be none: on a workstation without one, CPU jobs need not queue for it."""
     wanted = config["device"] == "cuda" or gpu_present() or workflow.non_local_exec
     return int(wanted and config["device"] != "cpu")
+
+
+ASKING = ("ask_explainer", "judge_heads")
+
+
+def check_language_models(dag):
+    """Before the first job: will the endpoints answer that this run is going to ask?"""
+    if not any(job.rule.name in ASKING for job in dag.needrun_jobs()):
+        return
+    # Not at the top, as this file is parsed in every job.
+    from mechatlas.explain.llm.check import check_endpoints
+
+    try:
+        check_endpoints(config)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def tell_report():

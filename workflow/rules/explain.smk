@@ -6,9 +6,10 @@ rule explain_heads:
     input:
         windows=windows_of,
         chunks=chunks_of,
+        trained_chunks=trained_chunks_of,
         tokenizer_files=tokenizer_inputs,
     output:
-        explanations="results/{model}/{source}/heads/explanations.jsonl",
+        explanations="results/{model}/{source}/heads/explanations/programs.jsonl",
     log:
         "logs/explain_heads/{model}/{source}.log",
     benchmark:
@@ -25,7 +26,7 @@ rule explain_heads:
     params:
         model=model_folder,
         bos=lambda wildcards: model_config(wildcards)["bos"],
-        explainers=config["explain"]["explainers"],
+        max_heads=config["explain"]["max_heads"],
         programs=config["explain"]["programs"],
         controls=controls_among("shuffled"),
         seed=config["seed"],
@@ -35,10 +36,49 @@ rule explain_heads:
         "../scripts/explain_heads.py"
 
 
+rule ask_explainer:
+    """Ask a language model what every head does, from train events; what it answers is stored as it comes."""
+    input:
+        windows=windows_of,
+        chunks=chunks_of,
+        events="results/{model}/{source}/heads/raw_events.parquet",
+        head_stats=head_stats_of,
+        tokenizer_files=tokenizer_inputs,
+    output:
+        explanations="results/{model}/{source}/heads/explanations/openai.jsonl",
+    log:
+        "logs/ask_explainer/{model}/{source}.log",
+    benchmark:
+        "results/benchmarks/ask_explainer/{model}/{source}.tsv"
+    wildcard_constraints:
+        model=TRAINED,
+    localrule: True
+    conda:
+        "../../envs/mechatlas.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(900, per_window=50, per_pattern=100),
+        runtime=minutes(240),
+        gpu=0,
+    params:
+        model=model_folder,
+        bos=lambda wildcards: model_config(wildcards)["bos"],
+        max_heads=config["explain"]["max_heads"],
+        openai=language_model(config["explain"]["openai"]),
+        openai_at=reached_at(config["explain"]["openai"]),
+        judge=explainer_judge() and language_model(explainer_judge()),
+        judge_at=reached_at(config["judge"]),
+        llm=not_compared(config["llm"]),
+        seed=config["seed"],
+        code=script_digest("ask_explainer"),
+    script:
+        "../scripts/ask_explainer.py"
+
+
 rule cluster_explanations:
     """Group the heads of a model by what their explanations say."""
     input:
-        explanations="results/{model}/{source}/heads/explanations.jsonl",
+        explanations=explanations_of,
     output:
         clusters="results/{model}/{source}/heads/clusters.json",
     log:

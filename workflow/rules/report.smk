@@ -4,13 +4,14 @@
 rule report_heads:
     """Write the findings of one model and source as Markdown and as a table."""
     input:
-        explanations="results/{model}/{source}/heads/explanations.jsonl",
+        explanations=explanations_of,
         scores="results/{model}/{source}/heads/scores.parquet",
         document_scores="results/{model}/{source}/heads/document_scores.parquet",
         clusters="results/{model}/{source}/heads/clusters.json",
         curve="results/{model}/{source}/heads/replacement.parquet",
         events="results/{model}/{source}/heads/raw_events.parquet",
         windows="results/{model}/{source}/windows.parquet",
+        judge_scores=judge_scores_of,
         tokenizer_files=tokenizer_inputs,
     output:
         report="results/{model}/{source}/heads/report.md",
@@ -22,6 +23,7 @@ rule report_heads:
             labels={"model": "{model}", "source": "{source}", "content": "table of heads"},
         ),
         headline="results/{model}/{source}/heads/headline.json",
+        all_explanations="results/{model}/{source}/heads/explanations.jsonl",
     log:
         "logs/report_heads/{model}/{source}.log",
     benchmark:
@@ -56,6 +58,7 @@ rule render_heads:
         headline="results/{model}/{source}/heads/headline.json",
         events="results/{model}/{source}/heads/raw_events.parquet",
         windows="results/{model}/{source}/windows.parquet",
+        judge_scores=judge_scores_of,
         tokenizer_files=tokenizer_inputs,
     output:
         html=report(

@@ -4,7 +4,7 @@
 rule score_heads:
     """Compare predicted and true attention on test documents, for each explanation and its controls."""
     input:
-        explanations="results/{model}/{source}/heads/explanations.jsonl",
+        explanations=explanations_of,
         windows=windows_of,
         chunks=chunks_of,
         events="results/{model}/{source}/heads/raw_events.parquet",
@@ -39,7 +39,7 @@ rule score_heads:
 rule replace_heads:
     """Run the model with heads replaced by their programs: loss recovered, and the replacement curve."""
     input:
-        explanations="results/{model}/{source}/heads/explanations.jsonl",
+        explanations=explanations_of,
         windows=windows_of,
         chunks=chunks_of,
         model_files=model_inputs,
@@ -78,6 +78,7 @@ rule replace_heads:
 rule summarise_scores:
     """Intervals by bootstrap over documents, differences to the controls, and false discovery rate over heads."""
     input:
+        explanations=explanations_of,
         document_scores="results/{model}/{source}/heads/document_scores.parquet",
         event_scores="results/{model}/{source}/heads/event_scores.parquet",
         losses="results/{model}/{source}/heads/head_losses.parquet",

@@ -1,20 +1,28 @@
 """Group the heads of a model by what their explanations say.
 
-Input: explanations.jsonl (controls are left out). Output: clusters.json (settings, clusters with label, medoid and
-units, noise).
+Input: explanations/{explainer}.jsonl of every explainer (controls and heads that were not explained are left out).
+Output: clusters.json (settings, clusters with label, medoid and units, noise).
 """
 
+from collections.abc import Sequence
+
 from mechatlas.explain.clusters import cluster_explanations
-from mechatlas.io import provenance, read_jsonl, read_provenance, write_json
+from mechatlas.explain.records import made_by
+from mechatlas.io import provenance, read_jsonl, write_json
 
 
 def main(
-    explanations: str, min_cluster_size: int, embedding_model: str, seed: int, clusters: str
+    explanations: Sequence[str],
+    min_cluster_size: int,
+    embedding_model: str,
+    seed: int,
+    clusters: str,
 ) -> None:
     """Embed, cluster and write; nothing is drawn at random, ``seed`` is recorded only."""
-    result = cluster_explanations(read_jsonl(explanations), min_cluster_size, embedding_model)
+    records = [record for path in explanations for record in read_jsonl(path)]
+    result = cluster_explanations(records, min_cluster_size, embedding_model)
     facts = provenance(
-        explanations=read_provenance(explanations),
+        explanations=made_by(explanations),
         **result["settings"],
         embedding_model=result["embedding_model"],
         seed=seed,

@@ -4,6 +4,8 @@ Inputs: the notebook, and the result files that it shows. Outputs: html (the pag
 notebook, the same bytes in every run). While it runs, and after a failure, the notebook is at ``notebook_log``.
 """
 
+from typing import Any
+
 from mechatlas.figures.notebook import execute_notebook, notebook_page, write_notebook
 from mechatlas.io import provenance, read_provenance, write_text
 
@@ -16,7 +18,7 @@ def main(
     name: str,
     source: str,
     scores: str,
-    **files: str | None,
+    **files: Any,
 ) -> None:
     """Run the notebook on ``scores`` and the other result ``files`` and write both outputs."""
     parameters = {"name": name, "source": source, "scores": scores, **files}

@@ -1,6 +1,7 @@
 """Run the model with the attention of heads replaced by what their programs predict.
 
-Inputs: explanations.jsonl, windows.parquet, the chunk folders (train patterns, for the mean pattern), the model folder.
+Inputs: explanations/{explainer}.jsonl of every explainer, windows.parquet, the chunk folders (train patterns,
+for the mean pattern), the model folder.
 Outputs: head_losses.parquet (one head replaced at a time), replacement_losses.parquet (growing shares of heads), both
 per test document.
 """
@@ -8,21 +9,15 @@ per test document.
 from collections.abc import Sequence
 
 from mechatlas.explain.dataset import HeadData
-from mechatlas.explain.records import mean_patterns, read_explanations, variants_of
-from mechatlas.io import provenance, read_provenance, write_table
+from mechatlas.explain.records import made_by, mean_patterns, read_explanations, variants_of
+from mechatlas.io import provenance, write_table
 from mechatlas.models.device import pick_device
 from mechatlas.models.transformer import load
-from mechatlas.score.replacement import (
-    Replacer,
-    curve_groups,
-    curve_table,
-    head_table,
-    rank_heads,
-)
+from mechatlas.score.replacement import Replacer, curves, head_table
 
 
 def main(
-    explanations: str,
+    explanations: Sequence[str],
     windows: str,
     chunks: Sequence[str],
     model: str,
@@ -44,18 +39,19 @@ def main(
     records = read_explanations(explanations)
     means = mean_patterns(data)
     variants = variants_of(records, controls, seed, means)
+    programmed = {head for programs in variants.values() for head in programs}
     table = data.pattern_windows("test").iloc[:causal_windows]
     network = load(model, device=pick_device(gpu, device), dtype=dtype)
     replacer = Replacer(
         network,
         data.tokens(table["window"].to_numpy()),
         data.vocabulary,
-        means,
+        {head: mean for head, mean in means.items() if head in programmed},
         batch_windows,
     )
     facts = provenance(
         **data.facts,
-        explanations=read_provenance(explanations),
+        explanations=made_by(explanations),
         model_hash=network.hash,
         controls=list(controls),
         dtype=dtype,
@@ -63,9 +59,8 @@ def main(
     )
     documents = table["doc"].to_numpy()
     write_table(losses, head_table(replacer.single_heads(variants), documents, replacer), facts)
-    groups = curve_groups(rank_heads(records), shares, random_orders, seed)
-    result = replacer.groups(variants["none"], groups)
-    write_table(curve_losses, curve_table(result, groups, documents, replacer), facts)
+    curve = curves(replacer, records, documents, shares, random_orders, seed, len(means))
+    write_table(curve_losses, curve, facts)
 
 
 if "snakemake" in globals():

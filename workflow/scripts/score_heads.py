@@ -1,8 +1,9 @@
 """Score the explanations of all heads on test documents.
 
-Inputs: explanations.jsonl, windows.parquet, the chunk folders with attention patterns, raw_events.parquet, the model
-folder (tokenizer only).
-Outputs: document_scores.parquet (sums per head, control and document) and event_scores.parquet (predictions at events).
+Inputs: explanations/{explainer}.jsonl of every explainer, windows.parquet, the chunk folders with attention patterns,
+raw_events.parquet, the model folder (tokenizer only).
+Outputs: document_scores.parquet (sums per head, explainer, control and document) and event_scores.parquet (predictions
+at events).
 """
 
 from collections.abc import Sequence
@@ -10,13 +11,13 @@ from collections.abc import Sequence
 import pandas as pd
 
 from mechatlas.explain.dataset import HeadData
-from mechatlas.explain.records import mean_patterns, read_explanations, variants_of
-from mechatlas.io import progress, provenance, read_provenance, read_table, write_table
-from mechatlas.score.heads import predict_events, score_patterns
+from mechatlas.explain.records import made_by, mean_patterns, read_explanations, variants_of
+from mechatlas.io import progress, provenance, read_table, write_table
+from mechatlas.score.heads import COLUMNS, predict_events, score_patterns
 
 
 def main(
-    explanations: str,
+    explanations: Sequence[str],
     windows: str,
     chunks: Sequence[str],
     events: str,
@@ -39,12 +40,12 @@ def main(
         rows += score_patterns(layer, table, patterns, data.vocabulary, variants, active_attention)
     facts = provenance(
         **data.facts,
-        explanations=read_provenance(explanations),
+        explanations=made_by(explanations),
         controls=list(controls),
         active_attention=active_attention,
         seed=seed,
     )
-    write_table(document_scores, pd.DataFrame(rows), facts)
+    write_table(document_scores, pd.DataFrame(rows, columns=COLUMNS), facts)
     test = read_table(events, filters=[("split", "==", "test")])
     write_table(event_scores, predict_events(test, data.tokens, data.vocabulary, variants), facts)
 

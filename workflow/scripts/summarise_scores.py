@@ -1,17 +1,22 @@
 """Summarise scores: bootstrap intervals, differences to controls, false discovery rate.
 
-Inputs: document_scores.parquet, event_scores.parquet, head_losses.parquet, replacement_losses.parquet, the first two
-of the random-weight control where that control is wanted.
-Outputs: scores.parquet (one row per head, metric and control) and replacement.parquet (the replacement curve).
+Inputs: explanations/{explainer}.jsonl of every explainer, document_scores.parquet, event_scores.parquet,
+head_losses.parquet, replacement_losses.parquet; document_scores.parquet and event_scores.parquet of the random-weight
+control where that control is wanted.
+Outputs: scores.parquet (one row per head, explainer, metric and control) and replacement.parquet (the replacement
+curves).
 """
 
 from collections.abc import Sequence
 
+from mechatlas.explain.records import read_explanations
 from mechatlas.io import provenance, read_provenance, read_table, write_table
-from mechatlas.score.summary import SummarySettings, summarise, summarise_curve, with_control
+from mechatlas.score.curve import summarise_curve
+from mechatlas.score.summary import SummarySettings, summarise, with_control
 
 
 def main(
+    explanations: Sequence[str],
     document_scores: str,
     event_scores: str,
     losses: str,
@@ -38,7 +43,9 @@ def main(
         min_events=min_events,
         seed=seed,
     )
-    write_table(scores, summarise(documents, events, read_table(losses), settings), facts)
+    records = read_explanations(explanations)
+    summary = summarise(documents, events, read_table(losses), settings, records)
+    write_table(scores, summary, facts)
     write_table(curve, summarise_curve(read_table(curve_losses), settings), facts)
 
 

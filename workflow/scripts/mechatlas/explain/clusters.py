@@ -253,7 +253,7 @@ def cluster_explanations(
     Parameters
     ----------
     records : sequence of mapping
-        Lines of explanations.jsonl; those of a control are left out.
+        Explanations; those of a control and empty ones are left out.
     min_cluster_size : int
     embedding_model : str
         See `embed_texts`.
@@ -264,11 +264,16 @@ def cluster_explanations(
         ``settings``, ``embedding_model``, ``clusters`` and ``noise`` (see `describe_clusters`): clusters.json.
     """
     own = [record for record in records if record["control"] == "none"]
-    units, texts = unit_names(own), [record["text"] for record in own]
-    if len(own) >= min_cluster_size:
+    named = [
+        (unit, record["text"])
+        for unit, record in zip(unit_names(own), own, strict=True)
+        if record["text"]
+    ]
+    units, texts = [unit for unit, _ in named], [text for _, text in named]
+    if len(texts) >= min_cluster_size:
         vectors = embed_texts([without_shares(text) for text in texts], embedding_model)
     else:
-        vectors = np.zeros((len(own), 1), dtype=np.float32)
+        vectors = np.zeros((len(texts), 1), dtype=np.float32)
     labels = cluster_vectors(centred(vectors), min_cluster_size)
     clusters, noise = describe_clusters(units, texts, vectors, labels)
     return {

@@ -47,7 +47,7 @@ class HeadData:
         self.table = read_table(windows)
         self.chunks = list(chunks)
         self.config = read_config(model)
-        tokenizer = load_tokenizer(model, bos)
+        self.tokenizer = tokenizer = load_tokenizer(model, bos)
         self.vocabulary = Vocabulary(
             tokenizer.strings(range(tokenizer.vocab_size)), tokenizer.bos_id
         )

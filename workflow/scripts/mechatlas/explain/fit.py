@@ -6,7 +6,7 @@ Programs are fitted on train documents. The simplest one whose `match` on valida
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,8 +85,9 @@ def explain_layer(
     *,
     control: str = "none",
     device: str = "cpu",
+    heads: Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Explain every head of one layer.
+    """Explain the heads of one layer.
 
     Parameters
     ----------
@@ -97,25 +98,29 @@ def explain_layer(
         Written into the records: "none", or "shuffled" if the patterns were.
     device : str
         Where the learned form is fitted.
+    heads : sequence of int, optional
+        Which heads, all by default.
 
     Returns
     -------
     list of dict
         One explanation record per head (see docs/files.md).
     """
-    heads = train.patterns.shape[1]
+    heads = list(range(train.patterns.shape[1])) if heads is None else list(heads)
+    if not heads:
+        return []
     few = Sample(
         TokenView(train.view.tokens[: settings.rule_windows], train.view.vocabulary),
         train.patterns[: settings.rule_windows],
     )
     bank = Bank.build(few.view)
-    learned = fit_scores(train.view, train.patterns, settings.scores, device)
+    learned = fit_scores(train.view, _heads_of(train.patterns, heads), settings.scores, device)
     records = []
-    for head in range(heads):
+    for place, head in enumerate(heads):
         # The empty program, "rests on BOS", comes first: nothing is simpler.
         programs = [Program(parts=())]
         programs += fit_rules(few.view, few.patterns[:, head], bank, settings.max_parts)
-        programs.append(sharpest(learned[head], validation.view, validation.patterns[:, head]))
+        programs.append(sharpest(learned[place], validation.view, validation.patterns[:, head]))
         true = validation.patterns[:, head]
         predictions = [p.predict(validation.view) for p in programs]
         matches = [match(predicted, true) for predicted in predictions]
@@ -139,6 +144,10 @@ def explain_layer(
             }
         )
     return records
+
+
+def _heads_of(patterns: np.ndarray, heads: list[int]) -> np.ndarray:
+    return patterns if heads == list(range(patterns.shape[1])) else patterns[:, heads]
 
 
 def sharpest(form: Scores, view: TokenView, patterns: np.ndarray) -> Program:

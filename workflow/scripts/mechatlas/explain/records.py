@@ -1,4 +1,4 @@
-"""Explanation records: the lines of explanations.jsonl."""
+"""Explanation records: the lines of explanations/{explainer}.jsonl and of explanations.jsonl."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ import numpy as np
 from mechatlas.explain.dataset import HeadData
 from mechatlas.explain.programs import Program, parse_program
 from mechatlas.explain.vocabulary import TokenView
-from mechatlas.io import UserError, read_jsonl, rng_for
+from mechatlas.io import UserError, read_jsonl, read_provenance, rng_for
 
 Head = tuple[int, int]
+#: Explainer and control: what a prediction of a head comes from.
+Variant = tuple[str, str]
+#: The control of explanations themselves.
+OWN = "none"
+#: The explainer of what belongs to a head and not to anyone's explanation of it, such as its mean pattern.
+SHARED = ""
+MEAN_PATTERN: Variant = (SHARED, "mean_pattern")
 
 
 class Predictor(Protocol):
@@ -24,33 +31,65 @@ class Predictor(Protocol):
         ...
 
 
-def read_explanations(path: str | Path) -> list[dict[str, Any]]:
-    """Read explanation records and parse their programs.
+def read_explanations(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """Read explanation records of one or several explainers and parse their programs.
+
+    Parameters
+    ----------
+    paths : iterable of path
+        JSON Lines, one file per explainer.
 
     Returns
     -------
     list of dict
-        As in the file, with ``program`` a `Program`.
+        As in the files, in their order, with ``program`` a `Program`, or None where there is none.
 
     Raises
     ------
     UserError
-        If a record lacks a field or its program is not valid; the message names the line.
+        If a record lacks a field, its program is not valid or it is there twice; the message names the line.
     """
-    records = read_jsonl(path)
-    for number, record in enumerate(records, 1):
-        missing = {"layer", "head", "explainer", "control", "text", "program"} - set(record)
-        if missing:
-            raise UserError(
-                f"{path}, line {number} lacks {', '.join(sorted(missing))}; delete the file and rerun"
-            )
-        record["program"] = parse_program(record["program"])
+    records: list[dict[str, Any]] = []
+    seen: set[tuple[Any, ...]] = set()
+    for path in paths:
+        for number, record in enumerate(read_jsonl(path), 1):
+            missing = {"layer", "head", "explainer", "control", "text", "program"} - set(record)
+            if missing:
+                raise UserError(
+                    f"{path}, line {number} lacks {', '.join(sorted(missing))}; delete the file and rerun"
+                )
+            key = tuple(record[name] for name in ("layer", "head", "explainer", "control"))
+            if key in seen:
+                raise UserError(
+                    f"{path}, line {number} explains {record.get('unit', key)} again; "
+                    "delete the file and rerun"
+                )
+            seen.add(key)
+            if record["program"] is not None:
+                record["program"] = parse_program(record["program"])
+            records.append(record)
     return records
 
 
-def programs_of(records: Iterable[dict[str, Any]], control: str) -> dict[Head, Program]:
-    """Return the programs of one control ("none" for the explanations themselves) by (layer, head)."""
-    return {(r["layer"], r["head"]): r["program"] for r in records if r["control"] == control}
+def made_by(paths: Iterable[str | Path]) -> dict[str, Any]:
+    """Return the provenance of explanation files by explainer, which their names say."""
+    return {Path(path).stem: read_provenance(path) for path in paths}
+
+
+def explainers_of(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the explainers of records, in the order in which they occur."""
+    return list(dict.fromkeys(record["explainer"] for record in records))
+
+
+def programs_of(
+    records: Iterable[Mapping[str, Any]], explainer: str, control: str = OWN
+) -> dict[Head, Program]:
+    """Return the programs of one explainer and control by (layer, head); texts without a program are left out."""
+    return {
+        (r["layer"], r["head"]): r["program"]
+        for r in records
+        if r["explainer"] == explainer and r["control"] == control and r["program"] is not None
+    }
 
 
 def swapped_programs(programs: dict[Head, Program], seed: int) -> dict[Head, Program]:
@@ -100,18 +139,24 @@ def variants_of(
     controls: Iterable[str],
     seed: int,
     means: Mapping[Head, np.ndarray],
-) -> dict[str, dict[Head, Predictor]]:
-    """Return what to score on the model itself, by control and head.
+) -> dict[Variant, dict[Head, Predictor]]:
+    """Return what to score on the model itself, by explainer and control, and by head.
 
-    "none" holds the explanations, the other keys those of ``controls`` that need no other model.
+    Control `OWN` holds the explanations, the others those of ``controls`` that need no other model: "swapped" and
+    "shuffled" of each explainer that has any, and `MEAN_PATTERN` for every head that someone explained.
     """
     controls = list(controls)
-    own = programs_of(records, "none")
-    variants: dict[str, dict[Head, Predictor]] = {"none": dict(own)}
-    if "swapped" in controls:
-        variants["swapped"] = dict(swapped_programs(own, seed))
-    if "shuffled" in controls:
-        variants["shuffled"] = dict(programs_of(records, "shuffled"))
+    variants: dict[Variant, dict[Head, Predictor]] = {}
+    for explainer in explainers_of(records):
+        own = programs_of(records, explainer)
+        variants[(explainer, OWN)] = dict(own)
+        if "swapped" in controls:
+            variants[(explainer, "swapped")] = dict(swapped_programs(own, seed))
+        if "shuffled" in controls:
+            variants[(explainer, "shuffled")] = dict(programs_of(records, explainer, "shuffled"))
     if "mean_pattern" in controls:
-        variants["mean_pattern"] = {head: MeanPattern(mean) for head, mean in means.items()}
-    return variants
+        explained = {head for programs in variants.values() for head in programs}
+        variants[MEAN_PATTERN] = {
+            head: MeanPattern(mean) for head, mean in means.items() if head in explained
+        }
+    return {variant: programs for variant, programs in variants.items() if programs}

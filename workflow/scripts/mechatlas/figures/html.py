@@ -138,6 +138,13 @@ def cards(items: Iterable[tuple[str, str, str]]) -> Html:
     return Html(f"<div class='mx-cards'>{''.join(parts)}</div>")
 
 
+def sections(parts: Mapping[str, Html]) -> Html:
+    """Return parts one below the other, each under its name if there are several."""
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    return Html("".join(f"<h4>{escape(name)}</h4>{part.text}" for name, part in parts.items()))
+
+
 def page(title: str, body: str, *, facts: Mapping[str, Any] | None = None, style: str = "") -> str:
     """Return a whole page around a body.
 

@@ -24,30 +24,30 @@ class Entry:
     model, source : str
     links : mapping
         Words -> path relative to the index.
-    headline : mapping
-        headline.json.
+    headlines : mapping
+        headline.json: numbers by explainer.
     """
 
     model: str
     source: str
     links: Mapping[str, str]
-    headline: Mapping[str, Any]
+    headlines: Mapping[str, Any]
 
 
 def index_page(entries: Sequence[Entry], facts: Mapping[str, Any]) -> str:
     """Return the index as one self-contained page."""
     columns = [
-        "model", "source", "heads scored", "mean IoU", "beat every control",
+        "model", "source", "explainer", "heads scored", "mean IoU", "beat every control",
         "perplexity, 25 % of heads replaced", "pages and files",
     ]  # fmt: skip
     reference = [
-        HAYES_2026.citation, "for comparison", number(None), f"above {number(HAYES_2026.mean_iou)}",
+        HAYES_2026.citation, "for comparison", number(None), number(None), f"above {number(HAYES_2026.mean_iou)}",
         number(None), percent(HAYES_2026.ratio - 1, sign=True), "",
     ]  # fmt: skip
-    rows = [*(_row(entry) for entry in entries), reference]
+    rows = [*(_row(entry, name) for entry in entries for name in entry.headlines), reference]
     body = (
         f"<main><h1>{escape(TITLE)}</h1>"
-        "<p>Each attention head has an explanation that can be executed: a small program, said in words. "
+        "<p>Each attention head has an explanation in words, most of them with a small program that can be executed. "
         "The numbers are of documents that no explanation was fitted on. IoU: overlap of predicted and true "
         "attention, from 0 to 1, with its interval. A head beats every control if its IoU without the sink is above "
         "that of explanations that should fail. The last number says how much worse the model predicts "
@@ -57,8 +57,8 @@ def index_page(entries: Sequence[Entry], facts: Mapping[str, Any]) -> str:
     return page(TITLE, body, facts=facts)
 
 
-def _row(entry: Entry) -> list[Any]:
-    headline = entry.headline
+def _row(entry: Entry, explainer: str) -> list[Any]:
+    headline = entry.headlines[explainer]
     iou, beats = headline["means"].get("iou", {}), headline["beats"]
     replaced = at_share(headline, "best")
     links = " · ".join(
@@ -67,6 +67,7 @@ def _row(entry: Entry) -> list[Any]:
     return [
         entry.model,
         entry.source,
+        explainer,
         f"{headline['scored']} of {headline['heads']}",
         with_interval(iou.get("value"), iou.get("low"), iou.get("high")),
         f"{percent(beats['count'] / beats['of'])} of {beats['of']}"

@@ -13,6 +13,7 @@ from mechatlas.figures.html import number, visible_characters, with_interval
 from mechatlas.figures.results import HeadResults, unscored_rows
 from mechatlas.figures.words import (
     curve_rows,
+    explainer_rows,
     headline_items,
     mean_rows,
     reference_rows,
@@ -37,7 +38,8 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str
 
 
 def _cell(value: Any) -> str:
-    return visible_characters(str(value)).replace("|", "\\|")
+    # A table holds names and reasons as they came; neither a column nor an element may begin inside a cell.
+    return visible_characters(str(value)).replace("|", "\\|").replace("<", "\\<")
 
 
 def code(text: str) -> str:
@@ -55,10 +57,11 @@ def heads_report(
     source: str,
     results: HeadResults,
     table: pd.DataFrame,
-    headline: Mapping[str, Any],
+    headlines: Mapping[str, Any],
     events: pd.DataFrame,
     windows: pd.DataFrame,
     texts: Mapping[int, Sequence[str]],
+    judged: str = "",
 ) -> str:
     """Return report.md.
 
@@ -69,25 +72,35 @@ def heads_report(
     results : HeadResults
     table : data frame
         `mechatlas.figures.results.head_table` of the results.
-    headline : mapping
+    headlines : mapping
         headline.json.
     events, windows : data frame
         raw_events.parquet, windows.parquet.
     texts : mapping
         Window -> text of its tokens.
+    judged : str
+        The section about the judge's scores (`mechatlas.figures.judge_page.judge_markdown`).
     """
     of_head = dict(iter(events.groupby(["layer", "head"])))
     parts = [
         f"# Attention heads of {name} on {source}\n",
-        "\n".join(f"- {value}: {what} ({note})" for value, what, note in headline_items(headline))
-        + "\n",
-        _numbers(headline, windows),
+        *(_summary(explainer, headlines) for explainer in headlines),
+        *(_numbers(explainer, headlines) for explainer in headlines),
+        "## Text\n",
+        markdown_table(
+            ["split", "documents", "windows", "windows with patterns"], split_rows(windows)
+        ),
+        "## Explainers\n",
+        markdown_table(*explainer_rows(headlines)),
+        *([judged] if judged else []),
         "## Heads\n\nIoU with interval on test documents; advantage in IoU without sink over the closest control "
         "on the same model.\n",
         markdown_table(*_head_rows(table)),
         "## Explanations\n\nWith the strongest example: `>>query<<` and `[[key attention]]`.\n",
         "\n".join(
-            _head_item(row, of_head.get((row.layer, row.head), events.head(0)), texts)
+            _head_item(
+                row, len(headlines) > 1, of_head.get((row.layer, row.head), events.head(0)), texts
+            )
             for row in table.itertuples()
         )
         + "\n",
@@ -97,29 +110,39 @@ def heads_report(
     return "\n".join(parts)
 
 
-def _numbers(headline: Mapping[str, Any], windows: pd.DataFrame) -> str:
+def _of(explainer: str, headlines: Mapping[str, Any]) -> str:
+    """Return the words that tell an explainer's section from those of others."""
+    return f" of the explainer {explainer}" if len(headlines) > 1 else ""
+
+
+def _summary(explainer: str, headlines: Mapping[str, Any]) -> str:
+    items = headline_items(headlines[explainer])
+    lines = [f"- {value}: {what} ({note})" for value, what, note in items]
+    heading = [f"**{explainer}**\n"] if len(headlines) > 1 else []
+    return "\n".join([*heading, *lines, ""])
+
+
+def _numbers(explainer: str, headlines: Mapping[str, Any]) -> str:
+    headline, of = headlines[explainer], _of(explainer, headlines)
     interval = f"{100 * headline['confidence']:g} % intervals by {headline['bootstrap']} resamples of documents"
     return "\n".join(
         [
-            f"## Scores\n\nMeans over heads (medians of the loss recovered); {interval}.\n",
+            f"## Scores{of}\n\nMeans over heads (medians of the loss recovered); {interval}.\n",
             markdown_table(*mean_rows(headline)),
-            "## Replacement curve\n\nPerplexity relative to the untouched model.\n",
+            f"## Replacement curve{of}\n\nPerplexity relative to the untouched model.\n",
             markdown_table(*curve_rows(headline)),
-            "## Beside the published reference\n",
+            f"## Beside the published reference{of}\n",
             markdown_table(*reference_rows(headline)),
-            "## Text\n",
-            markdown_table(
-                ["split", "documents", "windows", "windows with patterns"], split_rows(windows)
-            ),
         ]
     )
 
 
 def _head_rows(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     columns = ["unit", "IoU", "best control", "advantage", "q", "loss recovered", "cluster"]
+    several = table["explainer"].nunique() > 1
     rows = [
         [
-            row.unit,
+            f"{row.unit} ({row.explainer})" if several else row.unit,
             with_interval(row.iou, row.iou_low, row.iou_high)
             if row.status == "scored"
             else "unscored",
@@ -134,8 +157,12 @@ def _head_rows(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     return columns, rows
 
 
-def _head_item(row: Any, events: pd.DataFrame, texts: Mapping[int, Sequence[str]]) -> str:
-    words = textwrap.wrap(f"**{row.unit}** {_prose(row.text)}", WIDTH - 2, break_long_words=False)
+def _head_item(
+    row: Any, several: bool, events: pd.DataFrame, texts: Mapping[int, Sequence[str]]
+) -> str:
+    who = f" ({row.explainer})" if several else ""
+    text = _prose(row.text or f"not explained: {row.reason}")
+    words = textwrap.wrap(f"**{row.unit}**{who} {text}", WIDTH - 2, break_long_words=False)
     lines = ["- " + "\n  ".join(words)]
     lines += [
         f"  {code(example_text(texts[e.window], e))}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from mechatlas.explain.clusters import unit_names
+from mechatlas.explain.records import OWN, explainers_of
 from mechatlas.io import read_json, read_jsonl, read_table
 from mechatlas.score.overall import CONTROL_METRIC, same_model_controls
 
@@ -56,12 +57,30 @@ class HeadResults:
     clusters: dict[str, Any]
     curve: pd.DataFrame
 
+    @property
+    def explainers(self) -> list[str]:
+        """Names of the explainers, in the order of their records."""
+        return explainers_of(self.explanations)
+
+    def only(self, explainer: str) -> HeadResults:
+        """Return the results of one explainer; clusters are those of all."""
+        return HeadResults(
+            [record for record in self.explanations if record["explainer"] == explainer],
+            self.scores[self.scores["explainer"] == explainer],
+            self.clusters,
+            self.curve[self.curve["explainer"] == explainer],
+        )
+
 
 def read_results(
-    explanations: str | Path, scores: str | Path, clusters: str | Path, curve: str | Path
+    explanations: str | Path | Sequence[str | Path],
+    scores: str | Path,
+    clusters: str | Path,
+    curve: str | Path,
 ) -> HeadResults:
-    """Read the result files of heads."""
-    own = [record for record in read_jsonl(explanations) if record["control"] == "none"]
+    """Read the result files of heads; explanations may be in one file or in one for each explainer."""
+    paths = [explanations] if isinstance(explanations, str | Path) else explanations
+    own = [r for path in paths for r in read_jsonl(path) if r["control"] == OWN]
     return HeadResults(own, read_table(scores), read_json(clusters), read_table(curve))
 
 
@@ -100,12 +119,13 @@ def _row(
     own = mine[mine["control"] == "none"].set_index("metric")
     main = own.loc[MAIN_METRIC] if MAIN_METRIC in own.index else None
     scored = main is not None and main["status"] == "scored"
+    reason = "" if scored else ("no score" if main is None else main["reason"])
     row: dict[str, Any] = {
         **{key: record[key] for key in ("unit", "layer", "head", "explainer")},
         "kind": record.get("kind", ""),
         "text": record["text"],
         "status": "scored" if scored else UNSCORED,
-        "reason": "" if scored else ("no score" if main is None else main["reason"]),
+        "reason": reason,
         "documents": int(main["documents"]) if scored else 0,
     }
     for metric in METRICS:
@@ -115,7 +135,8 @@ def _row(
             row[f"{metric}_high"] = own["high"].get(metric, np.nan)
     row |= _against_controls(same_model_controls(mine[mine["metric"] == CONTROL_METRIC]))
     row |= _cluster_of(name, clusters)
-    row["validation_iou"] = record.get("validation_iou", np.nan)
+    known = record.get("validation_iou")
+    row["validation_iou"] = np.nan if known is None else known
     missing = own[own["status"] == UNSCORED]
     row["unscored"] = "; ".join(
         f"{metric}: {reason}" for metric, reason in missing["reason"].items()
@@ -163,15 +184,16 @@ def cluster_sizes(results: HeadResults, table: pd.DataFrame) -> list[tuple[str, 
 def unscored_rows(results: HeadResults) -> list[tuple[str, str, int, str]]:
     """Return (metric, reason, number of heads, heads) for every reason why a score is missing."""
     missing = results.scores[
-        (results.scores["control"] == "none") & (results.scores["status"] == UNSCORED)
+        (results.scores["control"] == OWN) & (results.scores["status"] == UNSCORED)
     ]
-    rows = []
+    several = len(results.explainers) > 1
     order = {metric: i for i, metric in enumerate(METRICS)}
-    for (metric, reason), group in missing.groupby(["metric", "reason"], sort=True):
-        rows.append((METRICS.get(metric, metric), reason, len(group), ", ".join(group["unit"])))
-    return sorted(
-        rows, key=lambda row: ([*METRICS.values(), row[0]].index(row[0]), row[1], len(order))
-    )
+    rows = []
+    for (explainer, metric, reason), group in missing.groupby(["explainer", "metric", "reason"]):
+        words = METRICS.get(metric, metric) + (f" ({explainer})" if several else "")
+        place = (order.get(metric, len(order)), words, reason)
+        rows.append((place, (words, reason, len(group), ", ".join(group["unit"]))))
+    return [row for _, row in sorted(rows)]
 
 
 def best_median_worst(table: pd.DataFrame) -> list[tuple[str, pd.Series]]:

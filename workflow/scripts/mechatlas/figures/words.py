@@ -130,6 +130,37 @@ def reference_rows(headline: Mapping[str, Any]) -> tuple[list[str], list[list[st
     return ["", "here", HAYES_2026.citation], rows
 
 
+def explainer_rows(headlines: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return columns and rows of what each explainer did and cost.
+
+    Parameters
+    ----------
+    headlines : mapping
+        headline.json.
+    """
+    columns = ["explainer", "heads", "explained", "with program", "failure rate", "why not"]
+    paid = any("usage" in headline["explanations"] for headline in headlines.values())
+    if paid:
+        columns += ["requests", "prompt tokens", "of these cached", "answer tokens", "price"]
+    rows = []
+    for explainer, headline in headlines.items():
+        counts = headline["explanations"]
+        failed = counts["heads"] - counts["explained"]
+        why = "; ".join(f"{reason} ({n})" for reason, n in counts["failures"].items())
+        row = [explainer, *(str(counts[key]) for key in ("heads", "explained", "with_program"))]
+        row += [percent(failed / counts["heads"] if counts["heads"] else None), why or number(None)]
+        rows.append(row + (_usage_cells(counts.get("usage")) if paid else []))
+    return columns, rows
+
+
+def _usage_cells(usage: Mapping[str, Any] | None) -> list[str]:
+    names = ("requests", "prompt_tokens", "cached_tokens", "completion_tokens")
+    if usage is None:
+        return [number(None)] * (len(names) + 1)
+    price = "unknown" if usage["price"] is None else number(float(usage["price"]), 4)
+    return [*(str(usage[name]) for name in names), price]
+
+
 def run_rows(model: str, source: str, config: Any, windows: Any) -> list[tuple[str, str]]:
     """Return what was run: the model and its sizes, the source, the windows.
 
@@ -161,12 +192,17 @@ def split_rows(windows: Any) -> list[list[str]]:
     return rows
 
 
-def explanation_rows(table: Any) -> list[list[str]]:
-    """Return (unit, text, IoU, advantage, best control, q, loss recovered, cluster) of `head_table`."""
-    return [
+def explanation_rows(table: Any) -> tuple[list[str], list[list[str]]]:
+    """Return columns and rows of the table of explanations, from `mechatlas.figures.results.head_table`."""
+    columns = ["unit", "explanation", "IoU", "advantage", "best control", "q", "loss recovered"]
+    several = table["explainer"].nunique() > 1
+    if several:
+        columns.insert(1, "explainer")
+    rows = [
         [
             row.unit,
-            row.text,
+            *([row.explainer] if several else []),
+            row.text or f"not explained: {row.reason}",
             with_interval(row.iou, row.iou_low, row.iou_high)
             if row.status == "scored"
             else "unscored",
@@ -178,6 +214,7 @@ def explanation_rows(table: Any) -> list[list[str]]:
         ]
         for row in table.itertuples()
     ]
+    return [*columns, "cluster"], rows
 
 
 def example_heading(kind: str, row: Any) -> str:

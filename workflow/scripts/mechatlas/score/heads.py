@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mechatlas.explain.records import Head, Predictor
+from mechatlas.explain.records import Head, Predictor, Variant
 from mechatlas.explain.vocabulary import TokenView, Vocabulary
 from mechatlas.io import progress
 from mechatlas.score.patterns import SUMS, active_counts, pattern_sums
 
-Variants = Mapping[str, Mapping[Head, Predictor]]
+Variants = Mapping[Variant, Mapping[Head, Predictor]]
 #: Windows predicted at once are bounded by this many attention entries (float32).
 ENTRIES_PER_BATCH = 2**20
+#: Columns of document_scores.parquet.
+COLUMNS = ["layer", "head", "explainer", "control", "doc", *SUMS, "active", "other"]
 
 
 def score_patterns(
@@ -37,20 +39,22 @@ def score_patterns(
         The true patterns of these windows.
     vocabulary : Vocabulary
     variants : mapping
-        Control name ("none" is the explanation) -> (layer, head) -> program or other predictor.
+        (explainer, control) -> (layer, head) -> program or other predictor
+        (`mechatlas.explain.records.variants_of`).
     active_attention : float
         Attention from which a pair counts as active (see `active_counts`).
 
     Returns
     -------
     list of dict
-        One row per head, variant and document: the sums of `SUMS`, ``active`` and ``other`` (counts per bin).
+        One row per head, variant and document, with `COLUMNS`: the sums of `SUMS`, ``active`` and ``other``
+        (counts per bin).
     """
     view = TokenView(np.stack(windows["tokens"].to_list()), vocabulary)
     documents, inverse = np.unique(windows["doc"].to_numpy().astype(str), return_inverse=True)
     rows = []
     for head in range(patterns.shape[1]):
-        for control, programs in variants.items():
+        for (explainer, control), programs in variants.items():
             if (layer, head) not in programs:
                 continue
             predicted = programs[(layer, head)].predict(view)
@@ -59,7 +63,13 @@ def score_patterns(
                 active_counts(predicted, patterns[:, head], active_attention), inverse
             )
             rows += [
-                {"layer": layer, "head": head, "control": control, "doc": doc}
+                {
+                    "layer": layer,
+                    "head": head,
+                    "explainer": explainer,
+                    "control": control,
+                    "doc": doc,
+                }
                 | dict(zip(SUMS, sums[d].tolist(), strict=True))
                 | {"active": counts[d, 0].astype(np.int32), "other": counts[d, 1].astype(np.int32)}
                 for d, doc in enumerate(documents)
@@ -94,7 +104,7 @@ def predict_events(
     Returns
     -------
     data frame
-        The events once per variant, with columns ``control`` and ``prediction`` (float32 attention).
+        The events once per variant, with columns ``explainer``, ``control`` and ``prediction`` (float32 attention).
     """
     window_ids = np.unique(events["window"].to_numpy())
     predictions = {name: np.full(len(events), np.nan, dtype=np.float32) for name in variants}
@@ -109,11 +119,14 @@ def predict_events(
         for (layer, head), group in events[inside].assign(place=place[inside]).groupby(keys):
             row = np.searchsorted(batch, group["window"].to_numpy())
             at = (row, group["query"].to_numpy(), group["key"].to_numpy())
-            for control, programs in variants.items():
+            for variant, programs in variants.items():
                 if (layer, head) in programs:
                     predicted = programs[(layer, head)].predict(view)
-                    predictions[control][group["place"].to_numpy()] = predicted[at]
+                    predictions[variant][group["place"].to_numpy()] = predicted[at]
     frames = [
-        events.assign(control=name, prediction=values) for name, values in predictions.items()
+        events.assign(explainer=explainer, control=control, prediction=values)
+        for (explainer, control), values in predictions.items()
     ]
+    if not frames:
+        return events.head(0).assign(explainer="", control="", prediction=np.float32())
     return pd.concat(frames, ignore_index=True).dropna(subset="prediction")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from mechatlas.explain.records import OWN, explainers_of
 from mechatlas.io import rng_for
 from mechatlas.score.patterns import PATTERN_METRICS, SUMS
 from mechatlas.stats.bootstrap import document_weights, interval, replicate
@@ -27,7 +29,7 @@ def mean_over_heads(
     Parameters
     ----------
     documents : data frame
-        document_scores.parquet: layer, head, control, doc and the columns `SUMS`.
+        document_scores.parquet, rows of one explainer: layer, head, control, doc and the columns `SUMS`.
     control : str
         Which rows to take ("none" for the explanations themselves).
     bootstrap, confidence, seed
@@ -39,6 +41,8 @@ def mean_over_heads(
         Metric -> (mean, low, high). One resample of documents serves all heads, because heads share them.
     """
     documents = documents[documents["control"] == control]
+    if documents.empty:
+        return dict.fromkeys(PATTERN_METRICS, (math.nan, math.nan, math.nan))
     names = sorted(documents["doc"].astype(str).unique())
     place = {name: i for i, name in enumerate(names)}
     weights = document_weights(len(names), bootstrap, rng_for(seed, "bootstrap", "patterns"))
@@ -82,6 +86,70 @@ def beats_every_control(scores: pd.DataFrame, metric: str = CONTROL_METRIC) -> p
     return rows["beats_control"].astype(bool).groupby(rows["unit"]).all()
 
 
+def headlines(
+    records: Iterable[Mapping[str, Any]],
+    scores: pd.DataFrame,
+    curve: pd.DataFrame,
+    documents: pd.DataFrame,
+    bootstrap: int,
+    confidence: float,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """Summarise a model and source in a few numbers for each explainer (headline.json).
+
+    Parameters
+    ----------
+    records : iterable of mapping
+        Explanations.
+    scores, curve, documents : data frame
+        scores.parquet, replacement.parquet, document_scores.parquet.
+    bootstrap, confidence, seed
+        Those of scores.parquet.
+
+    Returns
+    -------
+    dict
+        Explainer -> ``explanations`` (see `explanation_counts`) and what `headline` returns.
+    """
+    records = [record for record in records if record["control"] == OWN]
+    result = {}
+    for explainer in explainers_of(records):
+        tables = (table[table["explainer"] == explainer] for table in (scores, curve, documents))
+        result[explainer] = {
+            "explanations": explanation_counts(r for r in records if r["explainer"] == explainer),
+            **headline(*tables, bootstrap, confidence, seed),
+        }
+    return result
+
+
+USAGE = ("requests", "prompt_tokens", "cached_tokens", "completion_tokens", "price")
+
+
+def explanation_counts(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Count what an explainer did, and what it cost.
+
+    Returns
+    -------
+    dict
+        ``heads`` (asked for), ``explained``, ``with_program``, ``failures`` (reason -> heads); for an explainer that
+        asks a language model also ``usage`` (sums of `USAGE`; ``price`` is None if any price is unknown).
+    """
+    records = list(records)
+    failed = [record.get("reason") or "no text" for record in records if not record["text"]]
+    counts: dict[str, Any] = {
+        "heads": len(records),
+        "explained": len(records) - len(failed),
+        "with_program": sum(record["program"] is not None for record in records),
+        "failures": {reason: failed.count(reason) for reason in sorted(set(failed))},
+    }
+    if records and "requests" in records[0]:
+        values = {name: [record[name] for record in records] for name in USAGE}
+        counts["usage"] = {
+            name: None if None in column else sum(column) for name, column in values.items()
+        }
+    return counts
+
+
 def headline(
     scores: pd.DataFrame,
     curve: pd.DataFrame,
@@ -90,14 +158,12 @@ def headline(
     confidence: float,
     seed: int,
 ) -> dict[str, Any]:
-    """Summarise a model and source in a few numbers (headline.json).
+    """Summarise one explainer's scores in a few numbers.
 
     Parameters
     ----------
-    scores, curve, documents : data frame
-        scores.parquet, replacement.parquet, document_scores.parquet.
-    bootstrap, confidence, seed
-        Those of scores.parquet.
+    scores, curve, documents, bootstrap, confidence, seed
+        See `headlines`; rows of one explainer.
 
     Returns
     -------
@@ -122,7 +188,8 @@ def headline(
         "beats": {"count": int(beats.sum()), "of": int(len(beats))},
         "perplexity": None if first is None else _number(first["perplexity"] / first["ratio"]),
         "replacement": [
-            {key: _number(value) for key, value in row.items()} for row in curve.to_dict("records")
+            {key: _number(value) for key, value in row.items() if key != "explainer"}
+            for row in curve.to_dict("records")
         ],
         "bootstrap": bootstrap,
         "confidence": confidence,

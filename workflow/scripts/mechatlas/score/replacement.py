@@ -14,13 +14,26 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mechatlas.explain.records import Head, Predictor
+from mechatlas.explain.records import (
+    MEAN_PATTERN,
+    OWN,
+    SHARED,
+    Head,
+    Predictor,
+    Variant,
+    explainers_of,
+    programs_of,
+)
 from mechatlas.explain.vocabulary import TokenView, Vocabulary
 from mechatlas.io import progress, rng_for
 from mechatlas.models.transformer import Hook, Transformer
 
 Patterns = Mapping[Head, torch.Tensor]
-MEAN = "mean_pattern"
+Variants = Mapping[Variant, Mapping[Head, Predictor]]
+MEAN = MEAN_PATTERN[1]
+#: The untouched model among the keys of `Replacer.single_heads`.
+MODEL = (-1, -1, SHARED, "model")
+CURVE_COLUMNS = ["explainer", "order", "repeat", "share", "heads", "doc", "loss", "tokens"]
 
 
 def replace_patterns(patterns: Patterns) -> dict[str, Hook]:
@@ -56,7 +69,7 @@ class Replacer:
         Test windows.
     vocabulary : Vocabulary
     mean_patterns : mapping
-        (layer, head) -> mean train pattern, float32 [T, T].
+        (layer, head) -> mean train pattern, float32 [T, T], of every head to be replaced.
     batch_windows : int
         Windows per forward pass.
     """
@@ -77,29 +90,27 @@ class Replacer:
         self.predicted_tokens = tokens.shape[1] - 1
 
     @torch.inference_mode()
-    def single_heads(
-        self, variants: Mapping[str, Mapping[Head, Predictor]]
-    ) -> dict[Any, np.ndarray]:
+    def single_heads(self, variants: Variants) -> dict[Any, np.ndarray]:
         """Replace one head at a time.
 
         Returns
         -------
         dict
-            (layer, head, variant) -> summed loss per window, float64 [W], in nats; variants are those given, and
-            `MEAN` whether given or not; (-1, -1, "model") is the untouched model.
+            (layer, head, explainer, control) -> summed loss per window, float64 [W], in nats; variants are those
+            given, and `MEAN_PATTERN` whether given or not; `MODEL` is the untouched model.
         """
         parts: dict[Any, list[np.ndarray]] = {}
         for tokens, view in self._views("replace single heads"):
             starts: list[torch.Tensor] = []
             record = {"resid_pre": lambda x, _layer, starts=starts: starts.append(x)}
-            self._add(parts, (-1, -1, "model"), self.model.losses(tokens, record))
+            self._add(parts, MODEL, self.model.losses(tokens, record))
             for head in self.mean:
                 resume = (head[0], starts[head[0]])
-                for name, pattern in self._single(head, view, variants):
+                for variant, pattern in self._single(head, view, variants):
                     losses = self.model.losses(
                         tokens, replace_patterns({head: pattern}), resume=resume
                     )
-                    self._add(parts, (*head, name), losses)
+                    self._add(parts, (*head, *variant), losses)
         return {key: np.concatenate(values) for key, values in parts.items()}
 
     @torch.inference_mode()
@@ -135,12 +146,12 @@ class Replacer:
             yield tokens, TokenView(batch, self.vocabulary)
 
     def _single(
-        self, head: Head, view: TokenView, variants: Mapping[str, Mapping[Head, Predictor]]
-    ) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, programs in variants.items():
-            if head in programs and name != MEAN:
-                yield name, self._predict(programs[head], view)
-        yield MEAN, self.mean[head]
+        self, head: Head, view: TokenView, variants: Variants
+    ) -> Iterator[tuple[Variant, torch.Tensor]]:
+        for variant, programs in variants.items():
+            if head in programs and variant != MEAN_PATTERN:
+                yield variant, self._predict(programs[head], view)
+        yield MEAN_PATTERN, self.mean[head]
 
     def _predict(self, program: Predictor, view: TokenView) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(program.predict(view))).to(self.model.device)
@@ -151,19 +162,26 @@ class Replacer:
 
 
 def curve_groups(
-    ranked: Sequence[Head], shares: Sequence[float], random_orders: int, seed: int
+    ranked: Sequence[Head],
+    shares: Sequence[float],
+    random_orders: int,
+    seed: int,
+    heads: int,
 ) -> dict[tuple[str, int, float], tuple[str, Sequence[Head]]]:
     """Plan the replacement curve.
 
     Parameters
     ----------
     ranked : sequence of (layer, head)
-        Best explained first (by validation score, so that the test documents do not choose).
+        Heads with a program, best explained first (by validation score, so that the test documents do not choose).
     shares : sequence of float
         Shares of heads to replace, in (0, 1]; at least one head is replaced.
     random_orders : int
         Number of random orders beside the ranking.
     seed : int
+    heads : int
+        How many heads a share of 1 stands for: those of the model. A share of more heads than have a program is
+        left out.
 
     Returns
     -------
@@ -179,16 +197,24 @@ def curve_groups(
     groups: dict[tuple[str, int, float], tuple[str, Sequence[Head]]] = {
         ("model", 0, 0.0): ("program", [])
     }
-    for name, repeat, kind, heads in orders:
+    for name, repeat, kind, ordered in orders:
         for share in shares:
-            count = max(1, round(share * len(heads)))
-            groups[(name, repeat, float(share))] = (kind, heads[:count])
+            count = max(1, round(share * heads))
+            if count <= len(ordered):
+                groups[(name, repeat, float(share))] = (kind, ordered[:count])
     return groups
 
 
-def rank_heads(records: Sequence[Mapping[str, Any]]) -> list[Head]:
-    """Order heads by the validation IoU of their explanations, best first, ties by place."""
-    own = [r for r in records if r["control"] == "none"]
+def rank_heads(records: Sequence[Mapping[str, Any]], explainer: str) -> list[Head]:
+    """Order the heads that have a program by its validation IoU, best first, ties by place."""
+    programs = programs_of(records, explainer)
+    own = [
+        r
+        for r in records
+        if r["explainer"] == explainer
+        and r["control"] == OWN
+        and (r["layer"], r["head"]) in programs
+    ]
     own.sort(key=lambda r: (-r["validation_iou"], r["layer"], r["head"]))
     return [(r["layer"], r["head"]) for r in own]
 
@@ -196,9 +222,46 @@ def rank_heads(records: Sequence[Mapping[str, Any]]) -> list[Head]:
 def head_table(
     losses: Mapping[Any, np.ndarray], documents: np.ndarray, replacer: Replacer
 ) -> pd.DataFrame:
-    """Sum single-head losses per document: layer, head, variant, doc, loss (nats), tokens."""
-    keys = pd.DataFrame(list(losses), columns=["layer", "head", "variant"])
+    """Sum single-head losses per document: layer, head, explainer, variant, doc, loss (nats), tokens."""
+    keys = pd.DataFrame(list(losses), columns=["layer", "head", "explainer", "variant"])
     return _by_document(keys, losses, documents, replacer.predicted_tokens)
+
+
+def curves(
+    replacer: Replacer,
+    records: Sequence[Mapping[str, Any]],
+    documents: np.ndarray,
+    shares: Sequence[float],
+    random_orders: int,
+    seed: int,
+    heads: int,
+) -> pd.DataFrame:
+    """Measure the replacement curve of every explainer that wrote programs.
+
+    Parameters
+    ----------
+    replacer : Replacer
+        With the mean patterns of all heads that have a program.
+    records : sequence of mapping
+        See `mechatlas.explain.records.read_explanations`.
+    documents : array of str [W]
+        Document of each of the replacer's windows.
+    shares, random_orders, seed, heads
+        See `curve_groups`.
+
+    Returns
+    -------
+    data frame
+        `CURVE_COLUMNS`, see `curve_table`; empty if there are no programs.
+    """
+    tables = []
+    for explainer in explainers_of(records):
+        ranked = rank_heads(records, explainer)
+        if ranked:
+            groups = curve_groups(ranked, shares, random_orders, seed, heads)
+            losses = replacer.groups(programs_of(records, explainer), groups)
+            tables.append(curve_table(losses, groups, documents, replacer, explainer))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=CURVE_COLUMNS)
 
 
 def curve_table(
@@ -206,9 +269,11 @@ def curve_table(
     groups: Mapping[Any, tuple[str, Sequence[Head]]],
     documents: np.ndarray,
     replacer: Replacer,
+    explainer: str,
 ) -> pd.DataFrame:
-    """Sum losses of the replacement curve per document: order, repeat, share, heads, doc, loss (nats), tokens."""
+    """Sum losses of one explainer's replacement curve per document, as `CURVE_COLUMNS` (losses in nats)."""
     keys = pd.DataFrame(list(losses), columns=["order", "repeat", "share"])
+    keys.insert(0, "explainer", explainer)
     keys["heads"] = [len(groups[key][1]) for key in losses]
     return _by_document(keys, losses, documents, replacer.predicted_tokens)
 

@@ -8,13 +8,14 @@ control.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from mechatlas.explain.records import OWN, SHARED
 from mechatlas.io import rng_for
 from mechatlas.score.patterns import (
     LOWER_IS_BETTER,
@@ -33,6 +34,14 @@ from mechatlas.stats.ranking import BINS, roc_auc, score_bins
 
 NEGATIVES = ("negative_same_query", "negative_same_key", "negative_same_distance")
 HEAD = ["layer", "head"]
+VARIANT = [*HEAD, "explainer", "control"]
+#: Every metric of an explanation that has a program.
+METRICS = (
+    *PATTERN_METRICS,
+    "average_precision",
+    *(f"auc_{role}" for role in NEGATIVES),
+    "loss_recovered",
+)
 COLUMNS = [
     "unit", "layer", "head", "explainer", "metric", "control", "value", "low", "high", "difference",
     "difference_low", "difference_high", "p_value", "q_value", "beats_control", "documents", "status", "reason",
@@ -72,24 +81,31 @@ class Metric:
     reason: str = ""
 
 
-Table = dict[tuple[int, int, str, str], Metric]  # (layer, head, metric, control)
+Key = tuple[int, int, str, str, str]  # layer, head, explainer, metric, control
+Table = dict[Key, Metric]
 
 
 def summarise(
-    documents: pd.DataFrame, events: pd.DataFrame, losses: pd.DataFrame, settings: SummarySettings
+    documents: pd.DataFrame,
+    events: pd.DataFrame,
+    losses: pd.DataFrame,
+    settings: SummarySettings,
+    records: Iterable[Mapping[str, Any]] = (),
 ) -> pd.DataFrame:
     """Score every head on every metric against every control.
 
     Parameters
     ----------
     documents : data frame
-        Pattern sums per head, control and document (`mechatlas.score.heads.score_patterns`), the rows of a
+        Pattern sums per head, explainer, control and document (`mechatlas.score.heads.score_patterns`), the rows of a
         random-weight model included as control "random_weights".
     events : data frame
         Event predictions (`mechatlas.score.heads.predict_events`), likewise.
     losses : data frame
-        layer, head, variant, doc, loss, tokens of the single-head replacements.
+        layer, head, explainer, variant, doc, loss, tokens of the single-head replacements.
     settings : SummarySettings
+    records : iterable of mapping
+        Explanations; those without a program are unscored on every metric, with the reason.
 
     Returns
     -------
@@ -101,8 +117,10 @@ def summarise(
     _add_patterns(table, documents, settings)
     _add_events(table, events, settings)
     _add_losses(table, losses, settings)
+    table = _for_each_explainer(table)
+    _add_missing(table, records)
     frame = pd.DataFrame([_row(key, table, settings) for key in sorted(table)], columns=COLUMNS)
-    for _, group in frame[frame["control"] != "none"].groupby(["metric", "control"]):
+    for _, group in frame[frame["control"] != OWN].groupby(["explainer", "metric", "control"]):
         frame.loc[group.index, "q_value"] = adjust_fdr(group["p_value"].to_numpy())
     significant = (frame["q_value"] <= settings.fdr) & (frame["difference"] > 0)
     frame["beats_control"] = significant.where(frame["q_value"].notna(), None)
@@ -113,23 +131,52 @@ def with_control(own: pd.DataFrame, random_weights: Iterable[pd.DataFrame]) -> p
     """Append what the same explainer reached on the random-weight model as control "random_weights"."""
     frames = [own]
     for frame in random_weights:
-        plain = frame[frame["control"] == "none"]
+        plain = frame[frame["control"] == OWN]
         frames.append(plain.assign(control="random_weights"))
     return pd.concat(frames, ignore_index=True)
 
 
-def _weights(
+def _for_each_explainer(table: Table) -> Table:
+    """Give every explainer of a head the controls that belong to the head."""
+    own = {key[:3] for key in table if key[-1] == OWN}
+    result: Table = {}
+    for (layer, head, explainer, metric, control), item in table.items():
+        takers = (
+            [name for a, b, name in own if (a, b) == (layer, head)]
+            if explainer == SHARED
+            else [explainer]
+        )
+        for taker in takers:
+            result[(layer, head, taker, metric, control)] = item
+    return result
+
+
+def _add_missing(table: Table, records: Iterable[Mapping[str, Any]]) -> None:
+    """Say of explanations without a program why programs' metrics have no value."""
+    for record in records:
+        if record["control"] != OWN or record["program"] is not None:
+            continue
+        reason = record.get("reason") or record.get("program_error") or "a text without a program"
+        for metric in METRICS:
+            key = (record["layer"], record["head"], record["explainer"], metric, OWN)
+            table[key] = Metric(None, 0, str(reason))
+
+
+def weights_of(
     frame: pd.DataFrame, settings: SummarySettings, use: str
 ) -> tuple[list[str], np.ndarray]:
+    """Return the documents of a frame and their bootstrap weights (`mechatlas.stats.bootstrap.document_weights`)."""
     names = sorted(frame["doc"].astype(str).unique())
     rng = rng_for(settings.seed, "bootstrap", use)
     return names, document_weights(len(names), settings.bootstrap, rng)
 
 
 def _add_patterns(table: Table, documents: pd.DataFrame, settings: SummarySettings) -> None:
-    names, weights = _weights(documents, settings, "patterns")
+    if not len(documents):
+        return
+    names, weights = weights_of(documents, settings, "patterns")
     place = {name: i for i, name in enumerate(names)}
-    for (layer, head, control), group in documents.groupby([*HEAD, "control"]):
+    for (layer, head, explainer, control), group in documents.groupby(VARIANT):
         at = group["doc"].astype(str).map(place).to_numpy()
         sums = np.zeros((len(names), len(SUMS)))
         sums[at] = group[list(SUMS)].to_numpy()
@@ -143,7 +190,7 @@ def _add_patterns(table: Table, documents: pd.DataFrame, settings: SummarySettin
         for metric, data, statistic in totals:
             values = replicate(data, weights, statistic)
             reason = "" if np.isfinite(values[0]) else _undefined(metric)
-            key = (int(layer), int(head), metric, str(control))
+            key = (int(layer), int(head), str(explainer), metric, str(control))
             table[key] = Metric(None if reason else values, len(at), reason)
 
 
@@ -156,16 +203,16 @@ def _undefined(metric: str) -> str:
 def _add_events(table: Table, events: pd.DataFrame, settings: SummarySettings) -> None:
     if not len(events):
         return
-    names, weights = _weights(events, settings, "events")
+    names, weights = weights_of(events, settings, "events")
     place = {name: i for i, name in enumerate(names)}
     events = events.assign(
         at=events["doc"].astype(str).map(place), bin=score_bins(events["prediction"])
     )
-    for (layer, head, control), group in events.groupby([*HEAD, "control"]):
+    for (layer, head, explainer, control), group in events.groupby(VARIANT):
         top = group[group["role"] == "top"]
         for role in NEGATIVES:
             negative = group[group["role"] == role]
-            key = (int(layer), int(head), f"auc_{role}", str(control))
+            key = (int(layer), int(head), str(explainer), f"auc_{role}", str(control))
             fewest = min(len(top), len(negative))
             if fewest < settings.min_events:
                 table[key] = Metric(
@@ -192,35 +239,36 @@ def _counts(events: pd.DataFrame, documents: int) -> np.ndarray:
 
 
 def _add_losses(table: Table, losses: pd.DataFrame, settings: SummarySettings) -> None:
-    names, weights = _weights(losses, settings, "losses")
+    names, weights = weights_of(losses, settings, "losses")
     wide = losses.assign(doc=losses["doc"].astype(str)).pivot_table(
-        index=[*HEAD, "variant"], columns="doc", values="loss", aggfunc="sum"
+        index=[*HEAD, "explainer", "variant"], columns="doc", values="loss", aggfunc="sum"
     )[names]
-    model = wide.loc[(-1, -1, "model")].to_numpy()
-    for layer, head in sorted({(a, b) for a, b, _ in wide.index if a >= 0}):
-        mean = wide.loc[(layer, head, "mean_pattern")].to_numpy()
+    model = wide.loc[(-1, -1, SHARED, "model")].to_numpy()
+    for layer, head in sorted({(a, b) for a, b, *_ in wide.index if a >= 0}):
+        mean = wide.loc[(layer, head, SHARED, "mean_pattern")].to_numpy()
         harm = replicate(mean - model, weights, lambda t: t)
         low, high = interval(harm, settings.confidence)
-        for variant in wide.loc[(layer, head)].index.drop("mean_pattern"):
-            key = (layer, head, "loss_recovered", str(variant))
+        for explainer, variant in wide.loc[(layer, head)].index.drop((SHARED, "mean_pattern")):
+            key = (layer, head, str(explainer), "loss_recovered", str(variant))
             if not low > 0:
                 table[key] = Metric(
                     None, 0, "mean-pattern ablation does not raise the loss beyond its interval"
                 )
                 continue
-            sums = np.stack([mean - wide.loc[(layer, head, variant)].to_numpy(), mean - model], 1)
+            loss = wide.loc[(layer, head, explainer, variant)].to_numpy()
+            sums = np.stack([mean - loss, mean - model], 1)
             table[key] = Metric(replicate(sums, weights, lambda t: t[:, 0] / t[:, 1]), len(names))
 
 
-def _row(key: tuple[int, int, str, str], table: Table, settings: SummarySettings) -> dict[str, Any]:
-    layer, head, metric, control = key
+def _row(key: Key, table: Table, settings: SummarySettings) -> dict[str, Any]:
+    layer, head, explainer, metric, control = key
     item = table[key]
     row: dict[str, Any] = dict.fromkeys(COLUMNS, np.nan)
     row |= {
         "unit": f"L{layer}.H{head}",
         "layer": layer,
         "head": head,
-        "explainer": "programs",
+        "explainer": explainer,
         "metric": metric,
         "control": control,
         "documents": item.documents,
@@ -231,52 +279,11 @@ def _row(key: tuple[int, int, str, str], table: Table, settings: SummarySettings
         return row
     row["value"] = item.values[0]
     row["low"], row["high"] = interval(item.values, settings.confidence)
-    own = table.get((layer, head, metric, "none"))
-    if control != "none" and own is not None and own.values is not None:
+    own = table.get((layer, head, explainer, metric, OWN))
+    if control != OWN and own is not None and own.values is not None:
         sign = -1 if metric in LOWER_IS_BETTER else 1
         difference = sign * (own.values - item.values)
         row["difference"] = difference[0]
         row["difference_low"], row["difference_high"] = interval(difference, settings.confidence)
         row["p_value"] = sign_p_value(difference)
     return row
-
-
-def summarise_curve(losses: pd.DataFrame, settings: SummarySettings) -> pd.DataFrame:
-    """Turn losses of the replacement curve into perplexity ratios with intervals.
-
-    Parameters
-    ----------
-    losses : data frame
-        order, repeat, share, heads, doc, loss, tokens; order "model" is the untouched model.
-    settings : SummarySettings
-
-    Returns
-    -------
-    data frame
-        order, share, heads, perplexity, ratio (to the untouched model), low, high. Random orders are averaged
-        (geometric mean of perplexities).
-    """
-    names, weights = _weights(losses, settings, "curve")
-    losses = losses.assign(doc=losses["doc"].astype(str))
-    base_group = losses[losses["order"] == "model"].set_index("doc").loc[names]
-    base, tokens = base_group["loss"].to_numpy(), base_group["tokens"].to_numpy()
-    rows = []
-    replaced = losses[losses["order"] != "model"]
-    for (order, share), group in replaced.groupby(["order", "share"], sort=True):
-        mean = group.groupby("doc")["loss"].mean().loc[names].to_numpy()
-        sums = np.stack([mean, base, tokens.astype(np.float64)], axis=1)
-        per_token = replicate(sums, weights, lambda t: t[:, 0] / t[:, 2])
-        ratio = replicate(sums, weights, lambda t: np.exp((t[:, 0] - t[:, 1]) / t[:, 2]))
-        low, high = interval(ratio, settings.confidence)
-        rows.append(
-            {
-                "order": order,
-                "share": share,
-                "heads": int(group["heads"].iloc[0]),
-                "perplexity": float(np.exp(per_token[0])),
-                "ratio": ratio[0],
-                "low": low,
-                "high": high,
-            }  # fmt: skip
-        )
-    return pd.DataFrame(rows)

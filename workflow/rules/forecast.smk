@@ -1,0 +1,54 @@
+# What language models would be asked, and for how much, before anything is sent.
+ASKS_EXPLAINER = "openai" in EXPLAINERS
+ASKS_JUDGE = bool(config["judge"]["scorers"])
+
+
+def explained_places(pattern):
+    return for_each(pattern) if ASKS_EXPLAINER else []
+
+
+def forecast_places():
+    """Param: every model and source, with what the forecast needs to know beyond files."""
+    return [
+        {
+            "name": f"{model}, {source}",
+            "model": model_folder(Names(model=model, source=source)),
+            "bos": config["models"][model]["bos"],
+            "explanations": judged_explanations(Names(model=model, source=source)),
+        }
+        for model in MODELS
+        for source in SOURCES
+    ]
+
+
+rule forecast:
+    """Print requests, tokens and price per stage and model of what would be asked now; nothing is sent."""
+    input:
+        windows=explained_places("results/{model}/{source}/windows.parquet"),
+        events=explained_places("results/{model}/{source}/heads/raw_events.parquet"),
+        head_stats=explained_places("results/{model}/{source}/heads/head_stats.parquet"),
+        test_items=(
+            for_each("results/{model}/{source}/heads/judge/items.parquet") if ASKS_JUDGE else []
+        ),
+    log:
+        "logs/forecast/forecast.log",
+    benchmark:
+        "results/benchmarks/forecast/forecast.tsv"
+    localrule: True
+    conda:
+        "../../envs/mechatlas.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(900, per_window=50),
+        runtime=minutes(60),
+        gpu=0,
+    params:
+        places=forecast_places(),
+        openai=config["explain"]["openai"],
+        max_heads=config["explain"]["max_heads"],
+        judge=config["judge"],
+        explainers=judged_explainers(),
+        llm=config["llm"],
+        seed=config["seed"],
+    script:
+        "../scripts/forecast.py"
