@@ -103,6 +103,11 @@ BROKEN = {
     "unknown model key": ("models/mine/pth", "x", ["models.mine.pth", "'path'"]),
     "model without place": ("models/mine", {"paht": "x"}, ["models.mine", "path, hub", "'path'"]),
     "model that is no mapping": ("models/mine", "model", ["models.mine", "'model'"]),
+    "candidates that are all the same": (
+        "explain/openai/candidates",
+        3,
+        ["explain.openai.candidates", "3", "temperature"],
+    ),
     "missing model folder": ("models/mine/path", "gone", ["models.mine.path", "gone", "correct"]),
     "hub model without revision": (
         "models/hub",

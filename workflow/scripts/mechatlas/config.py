@@ -82,6 +82,7 @@ def cross_check(config: Mapping[str, Any], workdir: Path, repository: Path) -> I
     topk, candidates = config["capture"]["topk"], config["capture"]["candidates"]
     if topk > candidates:
         yield f"capture.topk: {topk} is more than capture.candidates ({candidates}); raise that or lower topk"
+    yield from _check_candidates(config["explain"]["openai"])
     for name, model in config["models"].items():
         if "path" in model:
             folder = find_path(model["path"], workdir, repository)
@@ -102,6 +103,14 @@ def _check_name(table: str, name: str) -> Iterator[str]:
         yield f"{key}: {name!r} is a reserved word ({', '.join(RESERVED)}); choose another name"
     elif name.endswith(RANDOM_SUFFIX):
         yield f"{key}: names ending in {RANDOM_SUFFIX} are kept for the random-weight control; rename it"
+
+
+def _check_candidates(openai: Mapping[str, Any]) -> Iterator[str]:
+    if openai["candidates"] > 1 and openai["temperature"] == 0:
+        yield (
+            f"explain.openai.candidates: {openai['candidates']} answers at temperature 0 would be paid for and be the "
+            "same; raise explain.openai.temperature (such as 0.7) or ask for one"
+        )
 
 
 def _check_split(split: Mapping[str, float]) -> Iterator[str]:
