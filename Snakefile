@@ -28,6 +28,7 @@ rule all:
 
 include: "workflow/rules/collect.smk"
 include: "workflow/rules/prepare.smk"
+include: "workflow/rules/tasks.smk"
 include: "workflow/rules/capture.smk"
 include: "workflow/rules/explain.smk"
 include: "workflow/rules/judge.smk"

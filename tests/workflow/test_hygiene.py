@@ -31,7 +31,7 @@ WITHOUT = {
     "verify": {"input", "output"},
 }
 # Rules that only name what others make.
-TARGETS = {"all", "heads", "figures", "report_all", "retrain_demo_models"}
+TARGETS = {"all", "heads", "figures", "prompts", "report_all", "retrain_demo_models"}
 
 
 def rules() -> dict[str, str]:

@@ -20,3 +20,9 @@ rule report_all:
     """The HTML report with its index."""
     input:
         "results/report/index.html",
+
+
+rule prompts:
+    """Clean and corrupted prompts of every task in the configuration, for every model."""
+    input:
+        prompt_files(),

@@ -196,6 +196,14 @@ def for_each(*patterns):
     return expand(list(patterns), model=MODELS, source=SOURCES)
 
 
+def prompt_files():
+    """The prompts of every task, with their audits."""
+    files = ("prompts.jsonl", "audit.json")
+    return expand(
+        "results/{model}/tasks/{task}/{file}", model=MODELS, task=config["tasks"], file=files
+    )
+
+
 def every_result():
     """Every result file and folder, for all models, their random-weight controls and all sources."""
     controls = [name + RANDOM_SUFFIX for name in MODELS] if RANDOM_CONTROL else []
@@ -227,6 +235,7 @@ def every_result():
         *expand(heads, model=MODELS, source=SOURCES, file=judged),
         *for_each("results/report/{model}/{source}/heads.html"),
         *for_each("results/report/{model}/{source}/heads.ipynb"),
+        *prompt_files(),
         "results/report/index.html",
     ]
 

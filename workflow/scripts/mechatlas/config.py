@@ -24,6 +24,7 @@ SCHEMA = Path(__file__).resolve().parents[2] / "schemas" / "config.schema.yaml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 RANDOM_SUFFIX = ".random"
 NULLS = (None, "null", "~", "")
+TABLES = ("models", "sources", "tasks")
 RESERVED = ("benchmarks", "report", "sources", "tasks")
 
 Schema = Mapping[str, Any]
@@ -50,7 +51,7 @@ def complete_config(config: Mapping[str, Any], workdir: Path, repository: Path) 
     Parameters
     ----------
     config : mapping
-        What the user wrote; entries of ``models`` and ``sources`` that are null are left out.
+        What the user wrote; entries of ``models``, ``sources`` and ``tasks`` that are null are left out.
     workdir, repository : Path
         Where relative paths are looked up, in this order.
 
@@ -75,7 +76,7 @@ def complete_config(config: Mapping[str, Any], workdir: Path, repository: Path) 
 
 def cross_check(config: Mapping[str, Any], workdir: Path, repository: Path) -> Iterator[str]:
     """Yield the mistakes that the schema cannot see, in a configuration that the schema accepts."""
-    for table in ("models", "sources"):
+    for table in TABLES:
         for name in config[table]:
             yield from _check_name(table, name)
     yield from _check_split(config["sampling"]["split"])
@@ -89,6 +90,10 @@ def cross_check(config: Mapping[str, Any], workdir: Path, repository: Path) -> I
             yield from check_model(f"models.{name}.path", folder, config["sampling"]["window_len"])
     for name, source in config["sources"].items():
         yield from check_source(f"sources.{name}", source, workdir, repository)
+    for name, task in config["tasks"].items():
+        file = task.get("file")
+        if file and not find_path(file, workdir, repository).is_file():
+            yield f"tasks.{name}.file: {file!r} is no file in {workdir} or {repository}; correct the path"
     yield from check_results(workdir / "results")
 
 
@@ -122,7 +127,7 @@ def _check_split(split: Mapping[str, float]) -> Iterator[str]:
 
 def _without_nulls(config: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(config)
-    for table in ("models", "sources"):
+    for table in TABLES:
         if isinstance(result.get(table), Mapping):
             result[table] = {k: v for k, v in result[table].items() if v not in NULLS}
     return result
