@@ -18,7 +18,6 @@ from torch import Tensor
 from mechatlas.io import UserError
 from mechatlas.models.config import Llama3Rope, ModelConfig, read_config
 from mechatlas.models.weights import (
-    Layer,
     Weights,
     load_weights,
     random_hash,
@@ -111,17 +110,17 @@ class Transformer:
             If a hook is set on a point that does not exist.
         """
         hooks = _checked(hooks)
-        first, x = resume or (0, _hooked(hooks, "embed", self._embed(tokens), 0))
-        rotary = self._rotary(tokens.shape[1])
-        for index, layer in list(enumerate(self.weights.layers))[first:]:
-            x = _hooked(hooks, "resid_pre", x, index)
-            x = x + self._attention(x, layer, index, rotary, hooks)
-            x = _hooked(hooks, "resid_mid", x, index)
-            x = x + self._mlp(x, layer, index, hooks)
-            x = _hooked(hooks, "resid_post", x, index)
+        first, x = resume or (0, _hooked(hooks, "embed", self.embed(tokens), 0))
+        rotary = self.rotary(tokens.shape[1])
+        for layer in range(first, self.config.n_layers):
+            x = _hooked(hooks, "resid_pre", x, layer)
+            x = x + self._attention(x, layer, rotary, hooks)
+            x = _hooked(hooks, "resid_mid", x, layer)
+            x = x + self.mlp(x, layer, hooks)
+            x = _hooked(hooks, "resid_post", x, layer)
         weights, last = self.weights, self.config.n_layers
         x = _hooked(
-            hooks, "final_norm", self._norm(x, weights.final_norm, weights.final_norm_bias), last
+            hooks, "final_norm", self.norm(x, weights.final_norm, weights.final_norm_bias), last
         )
         return _hooked(hooks, "logits", self.unembed(x), last) if logits else x
 
@@ -187,16 +186,8 @@ class Transformer:
         config = self.config
         return self.weights.layers[layer].w_o.view(config.n_heads, config.d_head, config.d_model)
 
-    @cached_property
-    def _grams(self) -> list[Tensor]:
-        grams = []
-        for layer in range(self.config.n_layers):
-            w_o = self.output_weights(layer)
-            w_o = w_o.to(torch.promote_types(w_o.dtype, torch.float32))
-            grams.append(w_o @ w_o.mT)
-        return grams
-
-    def _embed(self, tokens: Tensor) -> Tensor:
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the first ``resid_pre`` ``[B, T, d]`` of tokens ``[B, T]``; raise `UserError` if T is too long."""
         length = tokens.shape[1]
         if length > self.config.n_ctx:
             raise UserError(
@@ -206,7 +197,8 @@ class Transformer:
         x = F.embedding(tokens, self.weights.embedding)
         return x if self.weights.positions is None else x + self.weights.positions[:length]
 
-    def _norm(self, x: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    def norm(self, x: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        """Normalise residuals ``[..., d]`` (LayerNorm or RMSNorm) with a norm's scale and bias."""
         if self.config.architecture == "gpt2":
             return F.layer_norm(x, x.shape[-1:], scale, bias, self.config.norm_eps)
         # At least float32 inside, as the reference does, because bfloat16 squares lose too much.
@@ -214,31 +206,36 @@ class Transformer:
         mean_square = wide.square().mean(-1, keepdim=True)
         return scale * (wide * torch.rsqrt(mean_square + self.config.norm_eps)).to(x.dtype)
 
-    def _attention(
-        self, x: Tensor, layer: Layer, index: int, rotary: tuple | None, hooks: Mapping[str, Hook]
-    ) -> Tensor:
-        config = self.config
-        x = _hooked(hooks, "attn_in", self._norm(x, layer.norm1, layer.norm1_bias), index)
+    def qkv(
+        self,
+        x: Tensor,
+        index: int,
+        rotary: tuple[Tensor, Tensor] | None,
+        hooks: Mapping[str, Hook] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries ``[B, T, H, dh]``, keys and values ``[B, T, Hkv, dh]`` of a layer.
+
+        ``x [B, T, d]`` is its ``resid_pre`` (the norm is applied here); ``rotary`` is that of the positions.
+        """
+        config, layer, hooks = self.config, self.weights.layers[index], hooks or {}
+        x = _hooked(hooks, "attn_in", self.norm(x, layer.norm1, layer.norm1_bias), index)
         qkv = _linear(x, layer.w_qkv, layer.b_qkv).unflatten(-1, (-1, config.d_head))
         q, k, v = qkv.split((config.n_heads, config.n_kv_heads, config.n_kv_heads), dim=2)
         if rotary is not None:
-            q, k = _rotate(q, *rotary), _rotate(k, *rotary)
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
         q = _hooked(hooks, "q", q, index)
         k = _hooked(hooks, "k", k, index)
-        v = _hooked(hooks, "v", v, index)
-        scale = 1 / math.sqrt(config.d_head) / (index + 1 if config.scale_by_layer else 1)
-        if "attn_scores" in hooks or "pattern" in hooks:
-            z = _explicit_attention(q, k, v, scale, index, hooks)
-        else:
-            z = F.scaled_dot_product_attention(
-                q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
-                is_causal=True, scale=scale, enable_gqa=config.n_kv_heads != config.n_heads,
-            ).transpose(1, 2)  # fmt: skip
-        z = _hooked(hooks, "z", z, index)
-        return _hooked(hooks, "attn_out", _linear(z.flatten(2), layer.w_o, layer.b_o), index)
+        return q, k, _hooked(hooks, "v", v, index)
 
-    def _mlp(self, x: Tensor, layer: Layer, index: int, hooks: Mapping[str, Hook]) -> Tensor:
-        x = _hooked(hooks, "mlp_in", self._norm(x, layer.norm2, layer.norm2_bias), index)
+    def attention_scale(self, index: int) -> float:
+        """Return the factor of the attention scores of a layer."""
+        per_layer = index + 1 if self.config.scale_by_layer else 1
+        return 1 / math.sqrt(self.config.d_head) / per_layer
+
+    def mlp(self, x: Tensor, index: int, hooks: Mapping[str, Hook] | None = None) -> Tensor:
+        """Return what the MLP of a layer writes, ``[..., d]``, given its ``resid_mid`` (the norm is applied here)."""
+        layer, hooks = self.weights.layers[index], hooks or {}
+        x = _hooked(hooks, "mlp_in", self.norm(x, layer.norm2, layer.norm2_bias), index)
         activation = ACTIVATIONS[self.config.activation]
         if layer.w_gate is None:
             pre = _hooked(hooks, "mlp_pre", _linear(x, layer.w_up, layer.b_up), index)
@@ -249,7 +246,8 @@ class Transformer:
         post = _hooked(hooks, "mlp_post", post, index)
         return _hooked(hooks, "mlp_out", _linear(post, layer.w_down, layer.b_down), index)
 
-    def _rotary(self, length: int) -> tuple[Tensor, Tensor] | None:
+    def rotary(self, length: int) -> tuple[Tensor, Tensor] | None:
+        """Return cosines and sines of the positions 0 to length - 1, ``[T, 1, dh]`` (None for ``gpt2``)."""
         config = self.config
         if config.architecture != "llama":
             return None
@@ -261,6 +259,31 @@ class Transformer:
             angles.cos().to(self.device, self.dtype),
             angles.sin().to(self.device, self.dtype),
         )
+
+    @cached_property
+    def _grams(self) -> list[Tensor]:
+        grams = []
+        for layer in range(self.config.n_layers):
+            w_o = self.output_weights(layer)
+            w_o = w_o.to(torch.promote_types(w_o.dtype, torch.float32))
+            grams.append(w_o @ w_o.mT)
+        return grams
+
+    def _attention(
+        self, x: Tensor, index: int, rotary: tuple | None, hooks: Mapping[str, Hook]
+    ) -> Tensor:
+        config, layer = self.config, self.weights.layers[index]
+        q, k, v = self.qkv(x, index, rotary, hooks)
+        scale = self.attention_scale(index)
+        if "attn_scores" in hooks or "pattern" in hooks:
+            z = _explicit_attention(q, k, v, scale, index, hooks)
+        else:
+            z = F.scaled_dot_product_attention(
+                q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
+                is_causal=True, scale=scale, enable_gqa=config.n_kv_heads != config.n_heads,
+            ).transpose(1, 2)  # fmt: skip
+        z = _hooked(hooks, "z", z, index)
+        return _hooked(hooks, "attn_out", _linear(z.flatten(2), layer.w_o, layer.b_o), index)
 
 
 def load(
@@ -319,7 +342,8 @@ def rotary_frequencies(d_head: int, theta: float, scaling: Llama3Rope | None) ->
     return torch.where(keep >= 1, frequencies, scaled)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate queries or keys ``[B, T, H, dh]`` by the angles of their positions (see `Transformer.rotary`)."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 

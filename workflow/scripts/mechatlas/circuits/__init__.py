@@ -1,0 +1,1 @@
+"""Which heads, MLPs and edges carry a behaviour."""

@@ -1,0 +1,58 @@
+"""How much a pruned circuit depends on the prompts it was found on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mechatlas.circuits.ablation import Ablation
+from mechatlas.circuits.pruning import PruneSettings, prune
+from mechatlas.io import progress, rng_for
+
+
+def stability(
+    make: Callable[[Tensor], Ablation],
+    pairs: int,
+    settings: PruneSettings,
+    *,
+    samples: int,
+    seed: int,
+) -> np.ndarray:
+    """Return how often each node is in the circuit of a random half of the prompts, float ``[L, H + 1]``.
+
+    Half-samples without replacement, as in stability selection (Meinshausen and Buehlmann 2010, section 2.1).
+
+    Parameters
+    ----------
+    make : callable
+        Gives the ablation of the prompts with the given indices; corrupted prompts and their means are those of the
+        half-sample too.
+    pairs : int
+        Number of prompts.
+    settings : PruneSettings
+    samples : int
+    seed : int
+        Base seed.
+    """
+    rng = rng_for(seed, "stability")
+    kept = [
+        prune(
+            make(torch.from_numpy(np.sort(rng.permutation(pairs)[: max(1, pairs // 2)]))), settings
+        ).keep
+        for _ in progress(range(samples), desc="stability", unit="sample")
+    ]
+    return torch.stack(kept).double().mean(0).numpy()
+
+
+def first_of_each(groups: Sequence[str], count: int) -> np.ndarray:
+    """Return the indices of the first ``count`` prompts of every group, ascending (``num_samps``)."""
+    seen: dict[str, int] = {}
+    chosen = []
+    for index, group in enumerate(groups):
+        seen[group] = seen.get(group, 0) + 1
+        if seen[group] <= count:
+            chosen.append(index)
+    return np.array(chosen, dtype=np.int64)
