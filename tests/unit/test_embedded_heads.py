@@ -2,7 +2,8 @@
 
 The independent test uses transformers' own attention output and plain indexing, nothing of the library: mean attention
 to the previous token on text, and mean attention to the token after the previous occurrence on random repeated tokens
-(Olsson et al. 2022, prefix matching).
+(Olsson et al. 2022, prefix matching). Some heads copy there and do something else on text, which is what explanations
+are about: an induction head has to spend some of its attention off BOS on such tokens in text as well.
 """
 
 from pathlib import Path
@@ -24,6 +25,7 @@ from mechatlas.models.transformer import load
 FOLDER = Path(__file__).parents[2] / "resources" / "models" / "demo-2l"
 LENGTH, WINDOWS = 96, 30
 CALLED = 0.4  # mean attention from which the independent test calls a head by a name
+ON_TEXT = 0.1  # least share of attention off BOS, on text, for an induction head
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +64,17 @@ def called(windows, tokenizer):
             induction = np.mean([copies[layer][:, head, q, q - 44].mean() for q in range(46, 91)])
             if previous > CALLED:
                 names[(layer, head)] = "previous token"
-            elif induction > CALLED:
+            elif induction > CALLED and _on_text(text[layer][:, head], windows[2]) > ON_TEXT:
                 names[(layer, head)] = "induction"
     return names
+
+
+def _on_text(attention: torch.Tensor, tokens: np.ndarray) -> float:
+    """Share of the attention off BOS that goes to tokens after an earlier copy of the query."""
+    follows = np.zeros(attention.shape, dtype=bool)
+    follows[:, :, 2:] = tokens[:, :, None] == tokens[:, None, 1:-1]
+    earlier = np.tril(np.ones(attention.shape[1:], dtype=bool))
+    return float(attention[torch.from_numpy(follows & earlier)].sum() / attention[:, 1:, 1:].sum())
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +103,8 @@ def explained(windows, tokenizer):
 
 
 def test_the_model_has_both_kinds_of_heads(called):
-    assert {"previous token", "induction"} <= set(called.values()), called
+    kinds = list(called.values())
+    assert kinds.count("previous token") >= 1 and kinds.count("induction") >= 4, called
 
 
 def test_called_heads_get_their_explanation_far_above_controls(called, explained):

@@ -20,7 +20,8 @@ COUNT = 600
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
     documents = [d for style in ("wiki", "qa") for d in generate_documents(style, COUNT, 5)]
-    return [d.text for d in documents + list(generate_drills(COUNT, 5))]
+    drills = [*generate_drills(COUNT, 5), *generate_drills(COUNT, 5, scattered=True)]
+    return [d.text for d in documents + drills]
 
 
 def test_same_seed_gives_same_documents_and_another_seed_others():

@@ -47,8 +47,6 @@ RECIPE = TrainingRecipe(
     final_share=0.1,
     warmup_steps=4,
     decay_steps=12,
-    restart_step=100,
-    restart_share=0.5,
     weight_decay=0.01,
     momentum=0.95,
     beta2=0.98,
@@ -66,6 +64,7 @@ PHASE = Phase(
     length=24,
     repeated_share=0.5,
     drill_share=0.25,
+    scattered_share=0.0,
     substituted_share=0.0,
     shortest_period=3,
     longest_period=9,
@@ -77,7 +76,7 @@ RULE = Substitution(names=np.arange(1, 6), others=np.arange(6, 15), pool=np.aran
 def _batches() -> list[tuple[np.ndarray, np.ndarray]]:
     rng = np.random.default_rng(0)
     text = rng.integers(1, 40, size=(30, 24)).astype(np.uint16)
-    return phase_batches(text[:15], text[15:], PHASE, 0, range(1, 40), RULE, rng)
+    return phase_batches(text[:15], text[15:], text[:0], PHASE, 0, range(1, 40), RULE, rng)
 
 
 def test_windows_are_cuts_of_one_document_each():
@@ -105,6 +104,7 @@ def test_repeated_windows_repeat_and_say_from_where():
             length=10,
             repeated_share=1,
             drill_share=0,
+            scattered_share=0,
             substituted_share=0,
             shortest_period=3,
             longest_period=9,
@@ -120,7 +120,14 @@ def test_batches_use_each_text_window_once_and_refuse_too_little_text():
     rng = np.random.default_rng(0)
     for parts, key in (((few, many), "documents: 4 windows"), ((many, few), "drills: 4 windows")):
         with pytest.raises(UserError, match=f"{key} of 24 tokens, 12 needed"):
-            phase_batches(*parts, PHASE, 0, range(1, 40), RULE, rng)
+            phase_batches(*parts, few, PHASE, 0, range(1, 40), RULE, rng)
+
+
+def test_the_shares_of_drills_are_kept():
+    kinds = [np.full((40, 24), kind, dtype=np.uint16) for kind in (36, 37, 38)]
+    phase = dataclasses.replace(PHASE, windows=8, drill_share=0.5, scattered_share=0.5, steps=3)
+    for tokens, _ in phase_batches(*kinds, phase, 0, range(1, 40), RULE, np.random.default_rng(0)):
+        assert [int((tokens[:, 0] == kind).sum()) for kind in (37, 38)] == [2, 2]
 
 
 def test_substitution_is_consistent_within_a_window_and_leaves_the_rest():
@@ -158,9 +165,6 @@ def test_rates_warm_up_and_decay():
     assert shares[:4] == [0.25, 0.5, 0.75, 1.0]
     assert all(a >= b for a, b in zip(shares[3:], shares[4:], strict=False))
     assert rate_at(RECIPE, 12) == pytest.approx(0.1)
-    again = dataclasses.replace(RECIPE, restart_step=8)
-    assert [rate_at(again, step) for step in range(8)] == shares[:8]
-    assert rate_at(again, 8) == pytest.approx(0.5) and rate_at(again, 12) == pytest.approx(0.1)
 
 
 def test_shifting_initial_positions_is_a_rotation():

@@ -14,13 +14,16 @@ from mechatlas.corpus import templates as tp
 RANDOM_MEMBER_SHARE = 0.1
 
 
-def indirect_object(rng: random.Random) -> str:
-    """Return an indirect-object sentence with its answer and an ending."""
+Clauses = Callable[[random.Random], tuple[str, str]]
+
+
+def indirect_object(rng: random.Random, clauses: Clauses = tp.training_clauses) -> str:
+    """Return an indirect-object sentence, of clauses that ``clauses`` draws, with its answer and an ending."""
     io, subject, bystander = rng.sample(lx.NAMES, 3)
     values = {"IO": io, "S": subject, "C": bystander}
     values |= {"P": rng.choice(lx.PLACES), "O": rng.choice(lx.OBJECTS)}
     pieces = tp.ioi_pieces(
-        *tp.training_clauses(rng),
+        *clauses(rng),
         values,
         rng.choice(("ABBA", "BABA")),
         rng.choice(tp.IOI_PREFIXES),

@@ -11,9 +11,10 @@ import random
 from collections.abc import Callable, Iterator
 
 from mechatlas.corpus import lexicon as lx
-from mechatlas.corpus.behaviours import indirect_object, passage
+from mechatlas.corpus.behaviours import Clauses, indirect_object, passage
 from mechatlas.corpus.document import Document
 from mechatlas.corpus.prose import Prose, indefinite
+from mechatlas.corpus.templates import scattered_clauses, training_clauses
 from mechatlas.io import UserError, seed_for
 
 SECTIONS = (
@@ -26,7 +27,7 @@ SECTIONS = (
     "Construction",
     "People",
 )
-DRILL_SENTENCES = 24
+DRILL_SENTENCES = 12
 DRILL_OTHER_SHARE = 0.4
 LISTS = ("Notable residents", "Buildings", "Works", "Timeline", "Landmarks")
 
@@ -63,25 +64,27 @@ def generate_document(style: str, index: int, seed: int) -> Document:
     return Document(f"{style}-{seed}-{index:07d}", STYLES[style](Prose(rng)))
 
 
-def generate_drills(count: int, seed: int) -> Iterator[Document]:
+def generate_drills(count: int, seed: int, scattered: bool = False) -> Iterator[Document]:
     """Yield documents of behaviour passages alone, most of them indirect-object sentences, for training.
 
-    As with `generate_documents`, document ``i`` depends only on the seed and ``i``.
+    As with `generate_documents`, document ``i`` depends only on the seed and ``i``. ``scattered`` drills have
+    clauses of `mechatlas.corpus.templates.scattered_clauses`. The text begins with a blank, as prompts do.
     """
+    name, clauses = ("scattered", scattered_clauses) if scattered else ("drill", training_clauses)
     for index in range(count):
-        rng = random.Random(seed_for(seed, "synthetic", "drill", index))
-        yield Document(f"drill-{seed}-{index:07d}", _drill(rng))
+        rng = random.Random(seed_for(seed, "synthetic", name, index))
+        yield Document(f"{name}-{seed}-{index:07d}", _drill(rng, clauses))
 
 
-def _drill(rng: random.Random) -> str:
+def _drill(rng: random.Random, clauses: Clauses) -> str:
     p = Prose(rng)
     parts = []
     for _ in range(DRILL_SENTENCES):
         # An indirect-object sentence stands between any two other passages, see `_mixed`.
         if rng.random() < DRILL_OTHER_SHARE:
             parts.append(p.sentence() if rng.random() < 0.5 else passage(rng))
-        parts.append(indirect_object(rng))
-    return " ".join(parts) + "\n"
+        parts.append(indirect_object(rng, clauses))
+    return " " + " ".join(parts) + "\n"
 
 
 def _mixed(p: Prose, behaviours: int) -> str:

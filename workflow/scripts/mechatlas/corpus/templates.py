@@ -15,6 +15,8 @@ import random
 import re
 from collections.abc import Mapping
 
+from mechatlas.corpus import lexicon as lx
+
 Pieces = list[tuple[str, str]]
 
 _SET_OPENERS = (
@@ -151,6 +153,47 @@ IOI_CLOSERS = (
     ),
 )
 """Families of closing clauses."""
+SCATTERED_SHARE = 0.6
+_PHRASES = (
+    *(
+        "the {noun}",
+        "a {adjective} {noun}",
+        "the {{P}}",
+        "a {{O}}",
+        "{adverb}",
+        "{verb}",
+        "{number}",
+    ),
+    *("{preposition} the {noun}", "{preposition} the {{P}}", "{preposition} {adjective} {noun}"),
+    *(
+        "{verb} the {noun}",
+        "{auxiliary} {verb}",
+        "{auxiliary} {adverb} {verb}",
+        "{verb} {preposition}",
+    ),
+    *("{auxiliary} {adjective}", "{link}", "{link} {adverb}", "{number} {noun} {preposition}"),
+    *("of", "{preposition}", "{auxiliary}", "{adjective}", "{noun}", "the"),
+    *("to", "to the {noun}", "{verb} to", "{invented} to"),
+    *("{invented}", "{invented}", "{invented} {preposition}", "{invented} the {noun}"),
+    *(
+        "{auxiliary} {invented}",
+        "the {invented}",
+        "{invented} {invented}",
+        "{preposition} {invented}",
+    ),
+)
+# English letter frequencies, roughly.
+_LETTERS = "eeeeeeetttttaaaaoooooiiiinnnnsssshhhrrrdddllluucccmmwwffggyyppbbvkxjqz"
+_PREPOSITIONS = (
+    "in at on near by with from of for after before over under about against without around along "
+    "between through during until towards across inside outside beyond"
+).split()
+_AUXILIARIES = (
+    "was were had is are would could did has will must might never also always still".split()
+)
+_LINKS = "and but or when because since as although where who which that if than then".split()
+_JOINTS = ("and", "or", "with", "of", "and then", "near", "but not", "for", "to", "from", "by")
+_STOPS = (".", ".", ",", ", and", ", but", " and", " when", ";", ":", ", so", ", because")
 HELD_OUT_OPENERS = (
     "While {X} and {Y} were waiting in the {P},",
     "On the road to the {P}, {X} talked with {Y}.",
@@ -207,6 +250,57 @@ YEAR_SENTENCE = "The {E} lasted from the year {HI}{LO} to the year {HI}"
 def training_clauses(rng: random.Random) -> tuple[str, str]:
     """Draw an opening and a closing clause of the kinds that occur in training."""
     return rng.choice(rng.choice(IOI_OPENERS)), rng.choice(rng.choice(IOI_CLOSERS))
+
+
+def scattered_clauses(rng: random.Random) -> tuple[str, str]:
+    """Draw clauses as `training_clauses` does, but scatter many of either kind over random words.
+
+    Among random words only the names themselves tell who is meant, whatever the sentence says about them.
+    """
+    opener, closer = training_clauses(rng)
+    if rng.random() < SCATTERED_SHARE:
+        opener = scattered_opener(rng)
+    if rng.random() < SCATTERED_SHARE:
+        closer = scattered_closer(rng)
+    return opener, closer
+
+
+def scattered_opener(rng: random.Random) -> str:
+    """Draw an opening clause with up to three random phrases before, between and after the two names."""
+    between = _phrases(rng, 1, 3) if rng.random() < 0.7 else [rng.choice(_JOINTS)]
+    words = [*_phrases(rng, 0, 3), "{X}", *between, "{Y}", *_phrases(rng, 0, 3)]
+    text = " ".join(words) + rng.choice(_STOPS)
+    return text[0].upper() + text[1:]
+
+
+def scattered_closer(rng: random.Random) -> str:
+    """Draw a closing clause with one to three random phrases between the subject and ``to``."""
+    return " ".join(["{S}", *_phrases(rng, 1, 3), "to"])
+
+
+def _phrases(rng: random.Random, low: int, high: int) -> list[str]:
+    return [_phrase(rng) for _ in range(rng.randint(low, high))]
+
+
+def _phrase(rng: random.Random) -> str:
+    kind = rng.choice(_PHRASES)
+    words = {
+        "invented": _invented(rng),
+        "adjective": rng.choice(lx.ADJECTIVES),
+        "adverb": rng.choice(lx.ADVERBS),
+        "auxiliary": rng.choice(_AUXILIARIES),
+        "link": rng.choice(_LINKS),
+        "noun": rng.choice(lx.NOUNS),
+        "number": rng.choice(lx.NUMBER_WORDS),
+        "preposition": rng.choice(_PREPOSITIONS),
+        "verb": rng.choice(lx.VERBS_PAST),
+    }
+    return kind.format(**words)
+
+
+def _invented(rng: random.Random) -> str:
+    """Draw a word of two to seven letters that the tokenizer has to spell in pieces."""
+    return "".join(rng.choice(_LETTERS) for _ in range(rng.randint(2, 7)))
 
 
 def held_out_clauses(rng: random.Random) -> tuple[str, str]:

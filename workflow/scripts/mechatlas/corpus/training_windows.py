@@ -24,8 +24,10 @@ class Phase:
     repeated_share, drill_share : float
         Shares of windows in a step that are repeated random blocks and cuts of drills
         (`mechatlas.corpus.synthetic.generate_drills`); the others are cuts of articles and threads.
+    scattered_share : float
+        Share of the drills whose clauses are scattered over random words.
     substituted_share : float
-        Share of the drills in which words are replaced by random tokens, see `substituted`.
+        Share of the drills of either kind in which words are replaced by random tokens, see `substituted`.
     shortest_period, longest_period : int
         Range, ends included, from which the lengths of the blocks are drawn.
     """
@@ -35,6 +37,7 @@ class Phase:
     length: int
     repeated_share: float
     drill_share: float
+    scattered_share: float
     substituted_share: float
     shortest_period: int
     longest_period: int
@@ -100,6 +103,24 @@ def cut_windows(
     if not windows:
         raise UserError(f"length: no document has {body} tokens; use a shorter window")
     return np.pad(np.concatenate(windows), ((0, 0), (1, 0)), constant_values=bos)
+
+
+def first_windows(encoded: Iterable[np.ndarray], bos: int, length: int) -> np.ndarray:
+    """Take the beginning of every document that fills a window.
+
+    Prompts begin behind BOS, so a behaviour has to be seen there as well as in the middle of text.
+
+    Parameters and result are those of `cut_windows`.
+
+    Raises
+    ------
+    UserError
+        If no document is long enough.
+    """
+    windows = [ids[: length - 1] for ids in encoded if len(ids) >= length - 1]
+    if not windows:
+        raise UserError(f"length: no drill has {length - 1} tokens; use a shorter window")
+    return np.pad(np.stack(windows), ((0, 0), (1, 0)), constant_values=bos)
 
 
 def repeated_windows(
@@ -188,6 +209,7 @@ def substituted(
 def phase_batches(
     text: np.ndarray,
     drills: np.ndarray,
+    scattered: np.ndarray,
     phase: Phase,
     bos: int,
     vocabulary: Sequence[int],
@@ -198,8 +220,8 @@ def phase_batches(
 
     Parameters
     ----------
-    text, drills : numpy.ndarray
-        [N, phase.length] windows of text and of drills.
+    text, drills, scattered : numpy.ndarray
+        [N, phase.length] windows of text, of drills and of scattered drills.
     phase : Phase
     bos, vocabulary, rng
         As in `repeated_windows`.
@@ -219,16 +241,19 @@ def phase_batches(
     """
     repeated = round(phase.windows * phase.repeated_share)
     drilled = round(phase.windows * phase.drill_share)
+    spread = round(drilled * phase.scattered_share)
     cuts = phase.windows - repeated - drilled
     text_rows = _shuffled("text.documents", len(text), phase, cuts, rng)
-    drill_rows = _shuffled("text.drills", len(drills), phase, drilled, rng)
+    drill_rows = _shuffled("text.drills", len(drills), phase, drilled - spread, rng)
+    spread_rows = _shuffled("text.scattered_drills", len(scattered), phase, spread, rng)
     batches = []
     for step in range(phase.steps):
         blocks, starts = repeated_windows(repeated, phase, bos, vocabulary, rng)
-        drill = drills[drill_rows[step]]
-        changed = round(drilled * phase.substituted_share)
-        drill[:changed] = substituted(drill[:changed], rule, len(vocabulary) + 1, rng)
-        rows = (blocks, drill, text[text_rows[step]])
+        parts = [drills[drill_rows[step]], scattered[spread_rows[step]]]
+        for part in parts:
+            changed = round(len(part) * phase.substituted_share)
+            part[:changed] = substituted(part[:changed], rule, len(vocabulary) + 1, rng)
+        rows = (blocks, *parts, text[text_rows[step]])
         first = np.concatenate([starts, np.ones(drilled + cuts, dtype=np.int64)])
         batches.append((np.concatenate(rows), first))
     return batches

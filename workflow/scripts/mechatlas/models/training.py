@@ -40,9 +40,6 @@ class TrainingRecipe:
         embeddings, norms and biases (AdamW), and the share of them that the cosine ends at.
     warmup_steps, decay_steps : int
         Steps of linear warm-up, and the step at which the cosine ends.
-    restart_step, restart_share : int, float
-        Step at which a second cosine begins, and the share of the peak rates that it begins with; it ends with the last
-        step. A step that is never reached means none.
     weight_decay, momentum, beta2, clip_norm : float
         Decay of the matrices inside the blocks, Muon's momentum, AdamW's second-moment rate, largest gradient norm.
     entropy_weight, entropy_from, entropy_ramp : float, int, int
@@ -66,8 +63,6 @@ class TrainingRecipe:
     final_share: float
     warmup_steps: int
     decay_steps: int
-    restart_step: int
-    restart_share: float
     weight_decay: float
     momentum: float
     beta2: float
@@ -123,15 +118,12 @@ def sinusoids(positions: int, width: int, scale: float) -> torch.Tensor:
 
 
 def rate_at(recipe: TrainingRecipe, step: int) -> float:
-    """Return the share of the peak rates at a step: linear warm-up, a cosine to ``final_share``, a warm restart."""
+    """Return the share of the peak rates at a step: linear warm-up, then a cosine to ``final_share``."""
     if step < recipe.warmup_steps:
         return (step + 1) / recipe.warmup_steps
-    begin, end, peak = recipe.warmup_steps, recipe.decay_steps, 1.0
-    if step >= recipe.restart_step:
-        begin, end, peak = recipe.restart_step, recipe.steps, recipe.restart_share
-    done = min(1.0, (step - begin) / max(1, end - begin))
+    done = min(1.0, (step - recipe.warmup_steps) / max(1, recipe.decay_steps - recipe.warmup_steps))
     cosine = 0.5 * (1 + math.cos(math.pi * done))
-    return recipe.final_share + (peak - recipe.final_share) * cosine
+    return recipe.final_share + (1 - recipe.final_share) * cosine
 
 
 def token_loss(model: Any, tokens: torch.Tensor, first: torch.Tensor) -> torch.Tensor:

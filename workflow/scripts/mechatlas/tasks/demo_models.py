@@ -21,6 +21,7 @@ from mechatlas.corpus.training_windows import (
     Substitution,
     cut_windows,
     encode_documents,
+    first_windows,
     phase_batches,
 )
 from mechatlas.io import UserError, rng_for
@@ -145,12 +146,16 @@ def build_batches(
     text, bos = recipe["text"], tokenizer.bos_token_id
     phases, seed = phases_of(recipe, model), recipe["models"][model]["seed"]
     documents = _encoded(_documents(text["documents"], text["seed"]), tokenizer)
-    drills = _encoded(generate_drills(text["drills"], text["seed"]), tokenizer)
+    drills, scattered = (
+        _encoded(generate_drills(text[key], text["seed"], key != "drills"), tokenizer)
+        for key in ("drills", "scattered_drills")
+    )
     rule, batches = substitution_of(tokenizer), []
     for number, phase in enumerate(phases):
         rng = rng_for(text["seed"], "batches", seed, number)
-        cuts = [cut_windows(part, bos, phase.length, rng) for part in (documents, drills)]
-        batches += phase_batches(*cuts, phase, bos, range(1, len(tokenizer)), rule, rng)
+        cuts = cut_windows(documents, bos, phase.length, rng)
+        starts = [first_windows(part, bos, phase.length) for part in (drills, scattered)]
+        batches += phase_batches(cuts, *starts, phase, bos, range(1, len(tokenizer)), rule, rng)
     return batches
 
 
