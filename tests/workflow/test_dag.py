@@ -207,7 +207,7 @@ def write_asked(
         ({"provider": "another"}, True),
         ({"temperature": 0.5}, True),
         ({"examples": 4}, True),
-        ({"candidates": 2}, True),
+        ({"candidates": 2, "temperature": 0.5}, True),
     ],
 )  # fmt: skip
 def test_only_what_changes_an_answer_is_asked_again(change: dict, again: bool, asked: Path) -> None:

@@ -31,8 +31,8 @@ body:has(#mx-code:checked) .code_cell > .input { display: block; }
 
 
 @contextmanager
-def jupyter_folders() -> Iterator[None]:
-    """Give Jupyter and IPython temporary folders, with a kernel that runs this interpreter and this library."""
+def jupyter_folders() -> Iterator[Path]:
+    """Give Jupyter and IPython a temporary folder, with a kernel that runs this interpreter and this library."""
     with tempfile.TemporaryDirectory(prefix="mx-") as root:
         spec = Path(root, "data", "kernels", KERNEL, "kernel.json")
         spec.parent.mkdir(parents=True)
@@ -56,7 +56,7 @@ def jupyter_folders() -> Iterator[None]:
         before = {name: os.environ.get(name) for name in changed}
         os.environ.update(changed)
         try:
-            yield
+            yield Path(root)
         finally:
             for name, value in before.items():
                 if value is None:
@@ -88,14 +88,16 @@ def execute_notebook(source: str | Path, log: str | Path, parameters: Mapping[st
 
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     try:
-        with jupyter_folders():
+        with jupyter_folders() as folder:
+            # Named here: by default two kernels that start at once in one working directory share their sockets.
+            channel = {"transport": "ipc", "ip": str(folder / "kernel")}
             notebook = papermill.execute_notebook(
                 str(source),
                 str(log),
                 parameters=dict(parameters),
                 kernel_name=KERNEL,
                 progress_bar=False,
-                config=Config({"KernelManager": {"transport": "ipc"}}),
+                config=Config({"KernelManager": channel}),
             )
     except PapermillExecutionError as error:
         if error.ename == UserError.__name__:
