@@ -240,6 +240,84 @@ def every_result():
     ]
 
 
+# For tasks.
+
+TASKS = list(config["tasks"])
+
+
+def task_settings(wildcards):
+    """The config entry of a task, with the file of a task of the user's own as it is found."""
+    settings = dict(config["tasks"][wildcards.task])
+    if "file" in settings:
+        settings["file"] = task_files(wildcards)[0]
+    return settings
+
+
+def task_files(wildcards):
+    """The Python file of a task of the user's own, none for built-in ones."""
+    settings = config["tasks"][wildcards.task]
+    if "file" not in settings:
+        return []
+    return [shown(find_path(settings["file"], Path.cwd(), REPOSITORY))]
+
+
+# For the judge.
+
+
+def judged_explainers():
+    """Explainers whose explanations are judged."""
+    wanted = config["judge"]["explainers"]
+    return [name for name in EXPLAINERS if wanted is None or name in wanted]
+
+
+def baseline_programs(wildcards):
+    """The explanations of the embedded explainer, with which a judge is compared, if it is among the explainers."""
+    folder = f"results/{wildcards.model}/{wildcards.source}/heads/explanations"
+    return [f"{folder}/programs.jsonl"] if "programs" in EXPLAINERS else []
+
+
+def judged_explanations(wildcards):
+    folder = f"results/{wildcards.model}/{wildcards.source}/heads/explanations"
+    return [f"{folder}/{name}.jsonl" for name in judged_explainers()]
+
+
+def item_sizes():
+    """Param: how many test items of each kind."""
+    names = ("items", "pairs", "sequences", "trials", "context_tokens")
+    sizes = {name: config["judge"][name] for name in names}
+    return sizes | {"max_per_document": config["capture"]["max_per_document"]}
+
+
+def judge_scores_of(wildcards):
+    """The judge's scores of a model and source, if there is a judge."""
+    scores = f"results/{wildcards.model}/{wildcards.source}/heads/judge_scores.parquet"
+    return [scores] if config["judge"]["scorers"] else []
+
+
+# For the forecast.
+
+ASKS_EXPLAINER = "openai" in EXPLAINERS
+ASKS_JUDGE = bool(config["judge"]["scorers"])
+
+
+def explained_places(pattern):
+    return for_each(pattern) if ASKS_EXPLAINER else []
+
+
+def forecast_places():
+    """Param: every model and source, with what the forecast needs to know beyond files."""
+    return [
+        {
+            "name": f"{model}, {source}",
+            "model": model_folder(Names(model=model, source=source)),
+            "bos": config["models"][model]["bos"],
+            "explanations": judged_explanations(Names(model=model, source=source)),
+        }
+        for model in MODELS
+        for source in SOURCES
+    ]
+
+
 # Resources, fitted on results/benchmarks: memory in MB and time in minutes, doubled with each attempt.
 
 

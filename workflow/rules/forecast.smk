@@ -1,24 +1,4 @@
 # What language models would be asked, and for how much, before anything is sent.
-ASKS_EXPLAINER = "openai" in EXPLAINERS
-ASKS_JUDGE = bool(config["judge"]["scorers"])
-
-
-def explained_places(pattern):
-    return for_each(pattern) if ASKS_EXPLAINER else []
-
-
-def forecast_places():
-    """Param: every model and source, with what the forecast needs to know beyond files."""
-    return [
-        {
-            "name": f"{model}, {source}",
-            "model": model_folder(Names(model=model, source=source)),
-            "bos": config["models"][model]["bos"],
-            "explanations": judged_explanations(Names(model=model, source=source)),
-        }
-        for model in MODELS
-        for source in SOURCES
-    ]
 
 
 rule forecast:

@@ -1,26 +1,8 @@
 # Prompts of the tasks that circuits are found for.
 
-TASKS = list(config["tasks"])
-
 
 wildcard_constraints:
     task="|".join(map(re.escape, TASKS)),
-
-
-def task_settings(wildcards):
-    """The config entry of a task, with the file of a task of the user's own as it is found."""
-    settings = dict(config["tasks"][wildcards.task])
-    if "file" in settings:
-        settings["file"] = task_files(wildcards)[0]
-    return settings
-
-
-def task_files(wildcards):
-    """The Python file of a task of the user's own, none for built-in ones."""
-    settings = config["tasks"][wildcards.task]
-    if "file" not in settings:
-        return []
-    return [shown(find_path(settings["file"], Path.cwd(), REPOSITORY))]
 
 
 rule prepare_prompts:
