@@ -32,6 +32,8 @@ SIZES = {
 DELPHI = 37_300
 #: A unit's explanation takes at most so many characters.
 LONGEST = "Attends to " + "x" * 389
+#: Spacing of half-precision numbers near 0.1.
+HALF = 2**-14
 
 
 def script(name):
@@ -137,7 +139,9 @@ def test_labels_are_what_the_patterns_say(items, place):
             line = patterns[row[item.window], item.head, item.query]
             checked += 1
             if item.scorer == "detection":
-                assert (line[1:].max() >= 0.0999) == item.label
+                # Stored patterns are rounded to half precision, labels come from the unrounded ones.
+                strongest = line[1:].max()
+                assert abs(strongest - 0.1) < HALF or (strongest >= 0.1) == item.label
             elif item.role in ("active", "own"):
                 assert (
                     line[item.key] == pytest.approx(item.strength, abs=1e-3)
