@@ -1,0 +1,1 @@
+"""Dictionaries of latents: sparse autoencoders and transcoders, their training, files and measures."""
