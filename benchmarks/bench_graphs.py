@@ -130,7 +130,8 @@ def peer(path: Path, graph: Any) -> dict[str, Any] | None:
     write_circuit_tracer(folder, load_clt(path))
     script = Path(__file__).parent / "peers" / "run_circuit_tracer.py"
     targets = graph.feature[graph.kind == LOGIT].tolist()
-    subprocess.run([python, str(script), str(folder), json.dumps(prompt().tolist()), json.dumps(targets)], check=True)  # fmt: skip
+    given = [json.dumps(prompt().tolist()), json.dumps(targets)]
+    subprocess.run([python, str(script), str(folder), *given], check=True)
     found = read_arrays(folder / "graph.safetensors")
     ours, theirs = graph.shared().edges.toarray(), found["adjacency"]
     largest = float(np.abs(theirs).max())
