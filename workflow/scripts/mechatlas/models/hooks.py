@@ -138,6 +138,24 @@ class Hooks(Mapping[str, Hook]):
         """Append a function of the value, after the point where gradients are seen."""
         return self._append(2, point, function, layers, positions, when)
 
+    def copy(self) -> Hooks:
+        """Return hooks that can be appended to without changing these."""
+        other = Hooks()
+        other.extend(self)
+        return other
+
+    def extend(self, hooks: Mapping[str, Hook]) -> Hooks:
+        """Append all of other hooks; functions of a plain mapping become ``fwd`` hooks."""
+        if not isinstance(hooks, Hooks):
+            for point, function in hooks.items():
+                self.append_fwd(point, function)
+            return self
+        for point, stages in hooks._stages.items():
+            mine = self._stages.setdefault(point, ([], [], []))
+            for own, other in zip(mine, stages, strict=True):
+                own.extend(other)
+        return self
+
     def bound(self, positions: Tensor | None = None) -> dict[str, Hook]:
         """Return one function per point, for values of the tokens at ``positions [B or 1, T]``."""
         return {
