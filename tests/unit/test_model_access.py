@@ -20,7 +20,7 @@ from mechatlas.models import context
 from mechatlas.models.cache import KeyValueCache
 from mechatlas.models.config import ModelConfig
 from mechatlas.models.context import AutoencoderContext, ModelContext, load
-from mechatlas.models.hooks import Hooks, filled
+from mechatlas.models.hooks import ALL_POINTS, TDB_POINTS, Hooks, filled
 from mechatlas.models.locate import embedded_models
 from mechatlas.models.pickles import read_torch
 from mechatlas.models.tdb import (
@@ -345,6 +345,35 @@ def test_a_debugger_folder_takes_a_tokenizer_from_elsewhere(tmp_path):
 def test_the_example_of_the_docstring():
     results = doctest.testmod(context, optionflags=doctest.ELLIPSIS)
     assert results.attempted >= 8 and results.failed == 0
+
+
+def test_the_code_of_the_documentation_runs(tmp_path, monkeypatch, capsys):
+    text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "resources").symlink_to(ROOT / "resources")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, "docs/models.md", "exec"), names)
+    assert len(blocks) == 6 and is_tdb(tmp_path / "copy")
+    assert names["plain"].strings[0] in capsys.readouterr().out
+    assert names["silenced"] != names["plain"] != names["drawn"]
+
+
+def test_the_table_of_the_documentation_names_every_point():
+    text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = [
+        line.split("|") for line in text.split("### Points")[1].splitlines() if line[:3] == "| `"
+    ]
+    pairs = {}
+    for row in rows:
+        points = re.findall(r"`(\w+)`", row[1])
+        theirs = re.findall(r"`([\w.]+)`", row[4])
+        stem = theirs[0].rpartition(".")[0] if theirs else ""
+        theirs = [stem + name if name.startswith(".") else name for name in theirs]
+        pairs |= dict(zip(points, theirs or [None], strict=True))
+    assert set(pairs) == set(ALL_POINTS)
+    assert {theirs: ours for ours, theirs in pairs.items() if theirs} == TDB_POINTS
 
 
 def test_one_prompt_or_many_as_text_or_tokens():

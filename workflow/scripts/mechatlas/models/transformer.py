@@ -132,13 +132,11 @@ class Transformer:
             cache.commit()
         weights, last = self.weights, self.config.n_layers
         x = self._norm(x, weights.final_norm, weights.final_norm_bias, "final_norm", last, hooks)
-        return self.unembed(x, hooks) if logits else x
+        return _hooked(hooks, "logits", self.unembed(x), last) if logits else x
 
-    def unembed(self, x: Tensor, hooks: Mapping[str, Hook] | None = None) -> Tensor:
-        """Map normalised final residuals ``[..., d]`` to logits ``[..., V]`` (the hook point ``logits``)."""
-        return _hooked(
-            hooks or {}, "logits", F.linear(x, self.weights.unembedding), self.config.n_layers
-        )
+    def unembed(self, x: Tensor) -> Tensor:
+        """Map normalised final residuals ``[..., d]`` to logits ``[..., V]``."""
+        return F.linear(x, self.weights.unembedding)
 
     def losses(
         self,
