@@ -29,6 +29,7 @@ rule all:
 include: "workflow/rules/collect.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/tasks.smk"
+include: "workflow/rules/circuits.smk"
 include: "workflow/rules/capture.smk"
 include: "workflow/rules/dictionaries.smk"
 include: "workflow/rules/explain.smk"

@@ -22,6 +22,13 @@ rule report_all:
         "results/report/index.html",
 
 
+rule circuits:
+    """Circuits of every task for every model: patching, roles, lenses, nodes, edges, all tasks compared, and the pages."""
+    input:
+        circuit_files(),
+        circuit_pages(),
+
+
 rule prompts:
     """Clean and corrupted prompts of every task in the configuration, for every model."""
     input:

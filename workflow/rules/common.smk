@@ -198,14 +198,6 @@ def for_each(*patterns):
     return expand(list(patterns), model=MODELS, source=SOURCES)
 
 
-def prompt_files():
-    """The prompts of every task, with their audits."""
-    files = ("prompts.jsonl", "audit.json")
-    return expand(
-        "results/{model}/tasks/{task}/{file}", model=MODELS, task=config["tasks"], file=files
-    )
-
-
 def every_result():
     """Every result file and folder, for all models, their random-weight controls and all sources."""
     controls = [name + RANDOM_SUFFIX for name in MODELS] if RANDOM_CONTROL else []
@@ -239,6 +231,8 @@ def every_result():
         *for_each("results/report/{model}/{source}/heads.ipynb"),
         *prompt_files(),
         *dictionary_results(),
+        *circuit_files(),
+        *circuit_pages(),
         "results/report/index.html",
     ]
 
@@ -248,9 +242,14 @@ def every_result():
 TASKS = list(config["tasks"])
 
 
+def tasks_of(model):
+    """The tasks that are for a model."""
+    return [name for name in TASKS if model in (config["tasks"][name]["models"] or MODELS)]
+
+
 def task_settings(wildcards):
     """The config entry of a task, with the file of a task of the user's own as it is found."""
-    settings = dict(config["tasks"][wildcards.task])
+    settings = {k: v for k, v in config["tasks"][wildcards.task].items() if k != "models"}
     if "file" in settings:
         settings["file"] = task_files(wildcards)[0]
     return settings
@@ -262,6 +261,17 @@ def task_files(wildcards):
     if "file" not in settings:
         return []
     return [shown(find_path(settings["file"], Path.cwd(), REPOSITORY))]
+
+
+def for_tasks(*files):
+    """These files of every model and each of its tasks."""
+    folders = [f"results/{model}/tasks/{task}" for model in MODELS for task in tasks_of(model)]
+    return [f"{folder}/{file}" for folder in folders for file in files]
+
+
+def prompt_files():
+    """The prompts of every task, with their audits."""
+    return for_tasks("prompts.jsonl", "audit.json")
 
 
 # For dictionaries.
@@ -381,6 +391,85 @@ def evaluations_of(wildcards):
     folder = f"results/{wildcards.model}/{wildcards.source}/dictionaries"
     names = dictionaries_of(wildcards.model, wildcards.source)
     return [f"{folder}/{name}/evaluation.parquet" for name in names]
+# For circuits.
+
+PATCHING = tuple(f"patching/{x}" for x in ("effects.parquet", "pair_effects.parquet", "strongest.csv"))
+LENSES = tuple(f"lens/{x}.parquet" for x in ("direct", "ov", "ov_matrix"))
+NODE_TABLES = ("effects", "pruning", "curve", "stability", "completeness", "minimality", "random")
+NODES = tuple(f"nodes/{x}.parquet" for x in NODE_TABLES)
+NODE_CIRCUITS = ("nodes/circuit.json", "nodes/least_harmful.json")
+EDGES = tuple(f"edges/{x}.parquet" for x in ("effects", "curve", "agreement", "paths"))
+EDGE_CIRCUITS = ("edges/circuit.json", "edges/acdc.json")
+SHARED = ("overlap", "cross_task", "generation", "generation_random")
+
+
+def with_tasks():
+    """The models that have a task."""
+    return [model for model in MODELS if tasks_of(model)]
+
+
+def circuit_files():
+    """Everything about circuits but the pages."""
+    shared = expand("results/{model}/circuits/{file}.parquet", model=with_tasks(), file=SHARED)
+    published = [f"results/{m}/circuits/published.parquet" for m in with_tasks() if m in PUBLISHED]
+    measured = (*PATCHING, "roles/heads.parquet", *LENSES)
+    found = (*NODES, *NODE_CIRCUITS, *EDGES, *EDGE_CIRCUITS)
+    return [*for_tasks(*measured, *found), *shared, *published]
+
+
+def circuit_pages():
+    """The page of each model that has a task, and its notebook."""
+    return expand("results/report/{model}/circuits.{kind}", model=with_tasks(), kind=["html", "ipynb"])
+
+
+def of_tasks(file):
+    """Input function: a file of each task of a model."""
+
+    def files(wildcards):
+        return [f"results/{wildcards.model}/tasks/{t}/{file}" for t in tasks_of(wildcards.model)]
+
+    return files
+
+
+def circuit_options():
+    """Param: how intervals are made."""
+    options = {key: config["circuits"][key] for key in ("confidence", "bootstrap")}
+    return options | {"seed": config["seed"]}
+
+
+PUBLISHED = config["circuits"]["published"]
+
+
+def published_inputs(wildcards):
+    """The published numbers of a model."""
+    return shown(find_path(PUBLISHED[wildcards.model]["file"], Path.cwd(), REPOSITORY))
+
+
+def published_of(wildcards):
+    """The comparison of a model with published numbers, if there are any."""
+    name = wildcards.model
+    return [f"results/{name}/circuits/published.parquet"] if name in PUBLISHED else []
+
+
+def extra_circuits(wildcards):
+    """The files of further circuits of a model."""
+    return [shown(find_path(e["file"], Path.cwd(), REPOSITORY)) for e in _extra(wildcards).values()]
+
+
+def extra_names(wildcards):
+    """Param: the names of these circuits."""
+    return list(_extra(wildcards))
+
+
+def _extra(wildcards):
+    entries = config["circuits"]["extra"]
+    return {k: e for k, e in entries.items() if wildcards.model in (e["models"] or MODELS)}
+
+
+def question_files():
+    """The files with questions of the user's own."""
+    files = config["circuits"]["generation"]["files"]
+    return [shown(find_path(file, Path.cwd(), REPOSITORY)) for file in files]
 
 
 # For the judge.
