@@ -393,8 +393,14 @@ def evaluations_of(wildcards):
     return [f"{folder}/{name}/evaluation.parquet" for name in names]
 # For circuits.
 
-PATCHING = tuple(f"patching/{x}" for x in ("effects.parquet", "pair_effects.parquet", "strongest.csv"))
-LENSES = tuple(f"lens/{x}.parquet" for x in ("direct", "ov", "ov_matrix"))
+PATCHING = tuple(
+    f"patching/{x}" for x in ("effects.parquet", "pair_effects.parquet", "strongest.csv")
+)
+LENS_TABLES = (
+    *("logit_lens", "transitions", "direct", "attention", "patterns", "positions"),
+    *("qk", "qk_members", "ov", "ov_members", "matrices"),
+)
+LENSES = tuple(f"lens/{x}.parquet" for x in LENS_TABLES)
 NODE_TABLES = ("effects", "pruning", "curve", "stability", "completeness", "minimality", "random")
 NODES = tuple(f"nodes/{x}.parquet" for x in NODE_TABLES)
 NODE_CIRCUITS = ("nodes/circuit.json", "nodes/least_harmful.json")
@@ -419,7 +425,9 @@ def circuit_files():
 
 def circuit_pages():
     """The page of each model that has a task, and its notebook."""
-    return expand("results/report/{model}/circuits.{kind}", model=with_tasks(), kind=["html", "ipynb"])
+    return expand(
+        "results/report/{model}/circuits.{kind}", model=with_tasks(), kind=["html", "ipynb"]
+    )
 
 
 def of_tasks(file):

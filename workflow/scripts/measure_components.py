@@ -23,7 +23,6 @@ def main(
     settings: Mapping[str, Any],
     patching: Mapping[str, Any],
     thresholds: Mapping[str, Any],
-    lens: Mapping[str, Any],
     options: Mapping[str, Any],
     steps: str,
     device: str,
@@ -36,9 +35,7 @@ def main(
     """Study the task whose prompts and config entry ``settings`` are given; ``tables`` are the paths of all tables."""
     data = load_task_data(prompts, model, name, pick_device(gpu, device), dtype, bos)
     kept = Steps(steps, data, {}, "circuits/patching.py")
-    study = study_components(
-        data, settings, patching, thresholds, lens, parts=kept.parts, **options
-    )
+    study = study_components(data, settings, patching, thresholds, parts=kept.parts, **options)
     facts = {**data.facts, "patching": dict(patching), **options}
     for table, path in tables.items():
         write_table(path, study[table], facts)

@@ -6,15 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-import torch
-from torch import Tensor
 
-from mechatlas.circuits.head_tables import (
-    direct_table,
-    member_residuals,
-    ov_matrix_table,
-    ov_table,
-)
+from mechatlas.circuits.lenses import LensSettings, measure_lenses
 from mechatlas.circuits.patching_study import patch_task
 from mechatlas.circuits.resume import Parts
 from mechatlas.circuits.roles import RoleThresholds, label_roles, measure_roles
@@ -22,7 +15,7 @@ from mechatlas.circuits.task_data import (
     TaskData,
     answer_role,
     arrays_of,
-    members_of,
+    order_of,
     repeat_role,
     roles_of,
 )
@@ -33,7 +26,6 @@ def study_components(
     task: Mapping[str, Any],
     patching: Mapping[str, Any],
     thresholds: Mapping[str, Any],
-    lens: Mapping[str, Any],
     *,
     seed: int,
     confidence: float,
@@ -47,8 +39,8 @@ def study_components(
     data : TaskData
     task : mapping
         Its config entry.
-    patching, thresholds, lens : mapping
-        ``circuits.patching``, ``circuits.roles`` and ``circuits.lens`` of the config.
+    patching, thresholds : mapping
+        ``circuits.patching`` and ``circuits.roles`` of the config.
     seed, confidence, bootstrap
         Of the intervals.
     parts : Parts, optional
@@ -57,15 +49,15 @@ def study_components(
     Returns
     -------
     dict of str to DataFrame
-        ``effects``, ``pair_effects``, ``strongest``, ``roles``, ``direct``, ``ov``, ``ov_matrix``; see docs/files.md.
+        ``effects``, ``pair_effects``, ``strongest``, ``roles``, and those of `measure_lenses`; see docs/files.md.
     """
     options = {"seed": seed, "confidence": confidence, "replicates": bootstrap}
     patched = patch_task(data, patching, parts=parts, **options)
-    members = members_of(data, task)
+    order = order_of(data, task)
     clean, _, answers, wrong = arrays_of(data.discovery)
     heads = measure_roles(
         data.model, clean, answers, wrong, roles_of(data.discovery),
-        seed=seed, bos=data.bos, members=None if members is None else members[0],
+        seed=seed, bos=data.bos, members=None if order is None else order.tokens,
         effects=patched.heads,
     )  # fmt: skip
     labels = label_roles(
@@ -79,25 +71,8 @@ def study_components(
         "pair_effects": patched.pair_effects,
         "strongest": patched.strongest,
         "roles": heads.assign(labels=labels.map(", ".join)),
-        "direct": direct_table(data.model, clean, answers, wrong, **options),
-        **_member_tables(data, clean, members),
-    }
-
-
-def _member_tables(
-    data: TaskData, clean: Tensor, members: tuple[Tensor, list[str]] | None
-) -> dict[str, pd.DataFrame]:
-    if members is None:
-        return {"ov": pd.DataFrame(columns=_OV), "ov_matrix": pd.DataFrame(columns=_OV_MATRIX)}
-    tokens, texts = members
-    shown = [at for role, at in roles_of(data.discovery).items() if role != "end"]
-    x, indices = member_residuals(data.model, clean, torch.stack(shown, dim=1), tokens)
-    return {
-        "ov": ov_table(data.model, x, indices, tokens),
-        "ov_matrix": ov_matrix_table(data.model, x, indices, tokens, texts),
-    }
-
-
-_OV = ["component", "layer", "head", "tokens", "copy", "next", "negative_copy", "negative_next"]
-_OV.append("chance")
-_OV_MATRIX = ["layer", "head", "attended", "promoted", "logit"]
+        **measure_lenses(
+            data.model, data.discovery, lambda token: data.tokenizer.strings([token])[0],
+            LensSettings(seed, confidence, bootstrap), bos=data.tokenizer.bos_id, order=order,
+        ),
+    }  # fmt: skip

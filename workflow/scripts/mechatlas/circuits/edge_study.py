@@ -34,7 +34,7 @@ from mechatlas.circuits.edges import (
 from mechatlas.circuits.effects import effect_rows
 from mechatlas.circuits.exact_edges import each_pair
 from mechatlas.circuits.metrics import Metric, make_metric
-from mechatlas.circuits.path_patching import path_patching
+from mechatlas.circuits.path_patching import PathSweep
 from mechatlas.circuits.resume import Parts, StepLog
 from mechatlas.circuits.search import smallest_circuit
 from mechatlas.circuits.task_data import TaskData, arrays_of
@@ -260,7 +260,7 @@ class _Judge:
                 curve = trace_curve(
                     self.judge, found.mean, rng,
                     shares=tuple(self.settings["shares"]), signed=signed,
-                    randoms=self.settings["random_sets"] if with_random else 0,
+                    randoms=self.settings["curve_random_sets"] if with_random else 0,
                 )  # fmt: skip
                 areas[method] |= {"cpr": curve.cpr} if signed else {"cmd": curve.cmd}
                 table = pd.DataFrame({name: getattr(curve, name) for name in CURVE})
@@ -347,13 +347,12 @@ def _paths(
     strength = np.abs(ranking[1:].sum(1))
     strongest = 1 + np.argsort(-strength, kind="stable")[:count]
     receivers = [graph.n_destinations - 1, *np.flatnonzero(feeds(graph)[:, strongest].any(1))]
-    tables = []
+    tables, sweep = [], PathSweep(*pairs.arguments)
     for receiver in progress(receivers, desc="paths", unit="receiver"):
         name = graph.destinations[receiver]
         senders = list(graph.sources[: graph.visible[receiver]])
         for through in (True, False):
-            values = path_patching(*pairs.arguments, senders, [name], through_mlps=through)
-            values = values.double().cpu().numpy()
+            values = sweep(senders, [name], through_mlps=through).double().cpu().numpy()
             rows = effect_rows(full - values, full, **options)
             table = pd.DataFrame({"sender": senders, "receiver": name, "through_mlps": through})
             table["value"] = values.mean(1)

@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mechatlas.circuits.lenses import MemberOrder, member_order
 from mechatlas.io import file_digest, provenance, read_json
 from mechatlas.models.tokenizer import Tokenizer, load_tokenizer
 from mechatlas.models.transformer import Transformer, load
+from mechatlas.tasks.build import PromptBuilder
 from mechatlas.tasks.interleaved_pairs import InterleavedTask
 from mechatlas.tasks.pairs import PairBatch
 from mechatlas.tasks.prepare import read_settings
 from mechatlas.tasks.prompt_files import read_prompts
-from mechatlas.tasks.sequence_pairs import SequenceTask
 
 Arrays = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -140,19 +141,14 @@ def repeat_role(batch: PairBatch) -> str | None:
     return _role_where(batch, occurs_before, with_position=True)
 
 
-def members_of(data: TaskData, settings: Mapping[str, Any]) -> tuple[Tensor, list[str]] | None:
-    """Return tokens and texts of the members of a task's sequence in order, None if it has no sequence.
-
-    Members that are more than one token are left out, with all that follow.
-    """
-    task = read_settings(data.task, settings).task
-    sequence = task.months if isinstance(task, InterleavedTask) else task
-    if not isinstance(sequence, SequenceTask):
-        return None
-    tokens = [data.tokenizer.encode(f" {word}") for word in sequence.words]
-    single = next((i for i, ids in enumerate(tokens) if len(ids) != 1), len(tokens))
-    texts = list(sequence.words[:single])
-    return torch.tensor([ids[0] for ids in tokens[:single]], dtype=torch.int64), texts
+def order_of(data: TaskData, settings: Mapping[str, Any]) -> MemberOrder | None:
+    """Return the sequence that a task continues, None if it has none (``settings``: its config entry)."""
+    read = read_settings(data.task, settings)
+    task = read.task.months if isinstance(read.task, InterleavedTask) else read.task
+    builder = PromptBuilder(
+        data.tokenizer, data.task, bos=read.bos, leading_blank=read.leading_blank
+    )
+    return member_order(task, builder)
 
 
 def _role_where(batch: PairBatch, holds, *, with_position: bool = False) -> str | None:
