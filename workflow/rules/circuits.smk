@@ -175,3 +175,75 @@ rule compare_circuits:
         code=script_digest("compare_circuits"),
     script:
         "../scripts/compare_circuits.py"
+
+
+rule compare_published:
+    """Put the numbers of one model beside published ones."""
+    input:
+        numbers=published_inputs,
+        circuits=of_tasks("nodes/circuit.json"),
+        node_files=of_tasks("nodes/effects.parquet"),
+        role_files=of_tasks("roles/heads.parquet"),
+        lens_files=of_tasks("lens/ov.parquet"),
+        transition_files=of_tasks("lens/transitions.parquet"),
+        cross_task="results/{model}/circuits/cross_task.parquet",
+    output:
+        published="results/{model}/circuits/published.parquet",
+    log:
+        "logs/compare_published/{model}.log",
+    benchmark:
+        "results/benchmarks/compare_published/{model}.tsv"
+    wildcard_constraints:
+        model=TRAINED,
+    conda:
+        "../../envs/mechatlas.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(600),
+        runtime=minutes(10),
+        gpu=0,
+    params:
+        name=lambda wildcards: wildcards.model,
+        code=script_digest("compare_published"),
+    script:
+        "../scripts/compare_published.py"
+
+
+rule render_circuits:
+    """Execute the notebook of one model's circuits and render it as one self-contained HTML file."""
+    input:
+        notebook=repository_file("workflow/notebooks/circuits.ipynb"),
+        prompts=of_tasks("prompts.jsonl"),
+        shown_files=shown_files,
+        published=published_of,
+    output:
+        html=report(
+            "results/report/{model}/circuits.html",
+            caption="../report/circuits.rst",
+            category="Circuits",
+            subcategory="{model}",
+            labels={"model": "{model}", "content": "report"},
+        ),
+        notebook_out="results/report/{model}/circuits.ipynb",
+    log:
+        text="logs/render_circuits/{model}.log",
+        notebook="logs/render_circuits/{model}.ipynb",
+    benchmark:
+        "results/benchmarks/render_circuits/{model}.tsv"
+    wildcard_constraints:
+        model=TRAINED,
+    conda:
+        "../../envs/mechatlas.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(1500),
+        runtime=minutes(20),
+        gpu=0,
+    params:
+        name=lambda wildcards: wildcards.model,
+        tasks=lambda wildcards: tasks_of(wildcards.model),
+        folder=lambda wildcards: f"results/{wildcards.model}/tasks",
+        shared=lambda wildcards: f"results/{wildcards.model}/circuits",
+        code=script_digest("render_circuits", "circuits"),
+    script:
+        "../scripts/render_circuits.py"

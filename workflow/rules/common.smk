@@ -406,6 +406,10 @@ NODES = tuple(f"nodes/{x}.parquet" for x in NODE_TABLES)
 NODE_CIRCUITS = ("nodes/circuit.json", "nodes/least_harmful.json")
 EDGES = tuple(f"edges/{x}.parquet" for x in ("effects", "curve", "agreement", "paths"))
 EDGE_CIRCUITS = ("edges/circuit.json", "edges/acdc.json")
+TASK_RESULTS = (
+    *(*PATCHING, "roles/heads.parquet", *LENSES),
+    *(*NODES, *NODE_CIRCUITS, *EDGES, *EDGE_CIRCUITS),
+)
 SHARED = ("overlap", "cross_task", "generation", "generation_random")
 
 
@@ -418,9 +422,7 @@ def circuit_files():
     """Everything about circuits but the pages."""
     shared = expand("results/{model}/circuits/{file}.parquet", model=with_tasks(), file=SHARED)
     published = [f"results/{m}/circuits/published.parquet" for m in with_tasks() if m in PUBLISHED]
-    measured = (*PATCHING, "roles/heads.parquet", *LENSES)
-    found = (*NODES, *NODE_CIRCUITS, *EDGES, *EDGE_CIRCUITS)
-    return [*for_tasks(*measured, *found), *shared, *published]
+    return [*for_tasks(*TASK_RESULTS), *shared, *published]
 
 
 def circuit_pages():
@@ -428,6 +430,13 @@ def circuit_pages():
     return expand(
         "results/report/{model}/circuits.{kind}", model=with_tasks(), kind=["html", "ipynb"]
     )
+
+
+def shown_files(wildcards):
+    """Everything about the circuits of a model that its page shows."""
+    name = wildcards.model
+    shared = [f"results/{name}/circuits/{file}.parquet" for file in SHARED]
+    return [path for file in TASK_RESULTS for path in of_tasks(file)(wildcards)] + shared
 
 
 def of_tasks(file):

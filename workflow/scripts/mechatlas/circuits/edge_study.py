@@ -199,6 +199,9 @@ class _Judge:
                     log=lambda new, steps=steps: steps({str(e): bool(gone) for e, gone in new.items()}),
                 )
             )  # fmt: skip
+        if not found:
+            none = np.zeros_like(self.graph.edges)
+            return self._circuit(none, "edges, acdc", {"orders": {"count": 0}})
         first, orders = found[0], order_sensitivity([x.edges for x in found])
         edges = prune(self.graph, first.edges)
         facts = {
