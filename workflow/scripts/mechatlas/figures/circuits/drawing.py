@@ -28,7 +28,8 @@ KINDS = {
 }
 COLUMN, ROW = 0.78, 0.62  # inches between nodes of a row, and between rows
 BOX, TALL = 0.60, 0.25  # inches of a node
-SWEEPS = 8
+LEFT, RIGHT = 1.35, 1.2  # inches for the names of rows, and for edges beyond the MLPs
+SWEEPS = 6
 _NAME = re.compile(r"L(\d+)\.(?:(H|KV)(\d+)|mlp)")
 
 
@@ -227,34 +228,45 @@ def _row_name(row: tuple[int, int]) -> str:
 
 
 def _layout(names: Iterable[str], edges: Iterable[tuple[str, str]]) -> Layout:
-    """Put nodes into the rows of their layers, each near the mean place of its neighbours."""
+    """Put heads into the rows of their layers, each near the mean place of its neighbours, and MLPs into a column.
+
+    Rows of few heads are shifted against each other, so that edges do not run behind nodes.
+    """
     unique = sorted(set(names), key=_order)
     keys = sorted({_row(name) for name in unique})
     rows = [[name for name in unique if _row(name) == key] for key in keys]
+    slots = max(4, *(len(row) for row in rows)) if rows else 4
     near: dict[str, list[str]] = {name: [] for name in unique}
     for a, b in edges:
         near[a].append(b)
         near[b].append(a)
-    x = {name: float(i) - (len(row) - 1) / 2 for row in rows for i, name in enumerate(row)}
-    for sweep in range(SWEEPS):
-        for number, row in enumerate(rows if sweep % 2 else rows[::-1]):
+    x: dict[str, float] = {}
+    for number, row in enumerate(rows):
+        x |= dict(zip(row, _spread(row, number, slots), strict=True))
+    for _ in range(SWEEPS):
+        for number, row in enumerate(rows):
             wanted = {n: np.mean([x[m] for m in near[n]]) if near[n] else x[n] for n in row}
             ordered = sorted(row, key=lambda n: (wanted[n], _order(n)))
-            # Neighbouring rows are shifted by half a place, so that fewer edges run behind nodes.
-            shift = 0.25 if number % 2 else -0.25
-            for i, name in enumerate(ordered):
-                x[name] = i - (len(row) - 1) / 2 + (shift if len(row) > 1 else 0)
-    left = 1.45
-    widest = max((len(row) for row in rows), default=1)
-    middle = left + (widest + 0.5) / 2 * COLUMN
+            x |= dict(zip(ordered, _spread(row, number, slots), strict=True))
     heights = {key: 0.45 + i * ROW for i, key in enumerate(keys)}
-    place = {name: (middle + COLUMN * x[name], heights[_row(name)]) for name in unique}
+    place = {name: (LEFT + COLUMN * x[name], heights[_row(name)]) for name in unique}
     return Layout(
         place,
         tuple((_row_name(key), heights[key]) for key in keys),
-        max(5.2, left + (widest + 0.7) * COLUMN),
+        LEFT + (slots + 1) * COLUMN + RIGHT,
         0.9 + ROW * max(1, len(keys) - 1),
     )
+
+
+def _spread(row: Sequence[str], number: int, slots: int) -> list[float]:
+    """Return the places of the nodes of a row among the slots for heads, or beyond them for an MLP."""
+    if row[0].endswith("mlp"):
+        return [slots + 0.8] * len(row)
+    if len(row) == 1 and row[0] not in ("embed", "logits"):
+        return [0.5 + (slots - 1) * (number * 0.382 % 1)]
+    free = (slots - len(row)) / len(row)
+    shift = min(0.25, free / 2) * (1 if number % 2 else -1) if len(row) > 1 else 0.0
+    return [(i + 0.5) * slots / len(row) + shift for i in range(len(row))]
 
 
 # --- marks ----------------------------------------------------------------------------------------
@@ -279,13 +291,23 @@ def _arrow(
     *,
     dashed: bool = False,
 ) -> None:
-    """Draw an edge from the top of one node to the bottom of another, upright at both ends."""
+    """Draw an edge from the top of one node to the bottom of another, in a curve that keeps clear of nodes between."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
 
     (x0, y0), (x1, y1) = (start[0], start[1] + TALL / 2), (end[0], end[1] - TALL / 2 - 0.05)
-    bend = max(0.18, 0.42 * abs(y1 - y0))
-    points = [(x0, y0), (x0, y0 + bend), (x1, y1 - bend), (x1, y1)]
+    bend = max(0.16, 0.4 * (y1 - y0))
+    long = max(0.0, (y1 - y0) / ROW - 0.5)
+    if abs(x1 - x0) < 0.5 * COLUMN and long > 0.5:
+        # In one column: around what lies between, the further the longer.
+        aside = 0.55 + 0.2 * np.sqrt(long)
+        ends = x0 + aside, x1 + aside
+    elif long > 0.5:
+        lean = np.sign(x1 - x0) * min(0.6, 0.3 * abs(x1 - x0))
+        ends = x0 + lean, x1 - lean
+    else:
+        ends = x0, x1
+    points = [(x0, y0), (ends[0], y0 + bend), (ends[1], y1 - bend), (x1, y1)]
     path = Path(points, [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4])
     axes.add_patch(
         PathPatch(
@@ -368,4 +390,4 @@ def _legend(figure: Figure, items: Sequence[tuple[str, str]], *, patches: bool =
         else Line2D([], [], color=colour, linewidth=2.5, label=words)
         for colour, words in items
     ]
-    figure.legend(handles=handles, loc="outside upper left", ncols=min(5, len(handles)))
+    figure.legend(handles=handles, loc="outside upper left", ncols=min(3, len(handles)))

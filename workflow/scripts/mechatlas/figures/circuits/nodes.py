@@ -22,6 +22,7 @@ from mechatlas.figures.style import (
     GREEN,
     GREY,
     ORANGE,
+    RED,
     SEQUENTIAL,
     new_figure,
     styled,
@@ -152,7 +153,7 @@ def inclusion_map(stability: pd.DataFrame) -> Figure:
                 0.92,
                 0.92,
                 fill=False,
-                edgecolor=ORANGE,
+                edgecolor=RED,
                 linewidth=2.2,
             )
         )
@@ -161,7 +162,8 @@ def inclusion_map(stability: pd.DataFrame) -> Figure:
     places = ticks(heads)
     axes.set_xticks([*places, heads], [*map(str, places), "MLP"])
     axes.set(xlabel="head")
-    figure.colorbar(image, ax=axes, label="share of half-samples")
+    axes.set_title("share of half-samples", loc="left")
+    figure.colorbar(image, ax=axes)
     return figure
 
 

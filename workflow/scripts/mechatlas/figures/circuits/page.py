@@ -41,6 +41,11 @@ def join(*parts: Html) -> Html:
     return Html("".join(part.text for part in parts))
 
 
+def row(*figures: Html) -> Html:
+    """Return figures beside each other, as many as fit."""
+    return Html(f"<div class='mx-row'>{join(*figures).text}</div>")
+
+
 def heading(text: str) -> Html:
     """Return a small heading."""
     return Html(f"<h5>{html.escape(text)}</h5>")
@@ -62,7 +67,7 @@ def patching_part(task: TaskResults) -> Html:
     metric = METRIC_WORDS.get(str(table["metric"].iloc[0]), "metric") if len(table) else "metric"
     label = f"share of the {metric} restored"
     layers = (patching.select(table, point=point) for point in ("attn_out", "mlp_out"))
-    return join(
+    return row(
         html.figure(
             patching.effect_map(heads, label), caption("effect_map", metric=metric, **said)
         ),
@@ -105,18 +110,20 @@ def nodes_part(task: TaskResults) -> Html:
     inside = ", ".join(task.nodes) or "nothing"
     return join(
         Html(f"<p>In the circuit: {html.escape(inside)}.</p>"),
-        html.figure(
-            nodes.knock_out_bars(task.table("nodes/effects")), caption("knock_outs", **said)
-        ),
-        html.figure(
-            nodes.pruning_curve(task.table("nodes/curve"), kept), caption("pruning", **said)
-        ),
-        html.figure(
-            nodes.inclusion_map(task.table("nodes/stability")),
-            caption("inclusion", samples=samples, **said),
-        ),
-        html.figure(
-            nodes.random_circuits(task.table("nodes/random"), held), caption("random", **said)
+        row(
+            html.figure(
+                nodes.knock_out_bars(task.table("nodes/effects")), caption("knock_outs", **said)
+            ),
+            html.figure(
+                nodes.pruning_curve(task.table("nodes/curve"), kept), caption("pruning", **said)
+            ),
+            html.figure(
+                nodes.inclusion_map(task.table("nodes/stability")),
+                caption("inclusion", samples=samples, **said),
+            ),
+            html.figure(
+                nodes.random_circuits(task.table("nodes/random"), held), caption("random", **said)
+            ),
         ),
         html.table(*words.control_rows(task)),
         heading("Least needed nodes"),
@@ -146,7 +153,7 @@ def drawing_part(task: TaskResults) -> Html:
     shown = min(len(table), drawing.MOST_EDGES)
     which = f"{shown} strongest of {len(table)} edges"
     which = f"all {shown} edges" if shown == len(table) else which
-    return join(
+    return row(
         html.figure(
             drawing.circuit_graph(table, inputs=True),
             caption("graph_inputs", which=which, **prompts(task)),
@@ -177,12 +184,14 @@ def shared_part(results: CircuitResults) -> Html:
         name: int(generation[name].max()) if len(generation) else 0 for name in ("prompts", "count")
     }
     return join(
-        html.figure(shared.overlap_map(overlap), caption("overlap")),
-        html.table(*words.overlap_rows(overlap), wide=["shared heads", "shared MLPs"]),
-        html.figure(
-            shared.cross_task_map(results.table("cross_task")),
-            caption("cross_task", counts=f"prompts: {counts}"),
+        row(
+            html.figure(shared.overlap_map(overlap), caption("overlap")),
+            html.figure(
+                shared.cross_task_map(results.table("cross_task")),
+                caption("cross_task", counts=f"prompts: {counts}"),
+            ),
         ),
+        html.table(*words.overlap_rows(overlap), wide=["shared heads", "shared MLPs"]),
         html.figure(
             shared.generation_bars(generation, results.table("generation_random")),
             caption("generation", **most),
@@ -194,16 +203,14 @@ def logit_lens_part(task: TaskResults) -> Html:
     """Return the logit-lens curves, and the test of the next member where there is a sequence."""
     table, transitions = task.table("lens/logit_lens"), task.table("lens/transitions")
     said = prompts(task)
-    parts = [
+    drawn = [
         html.figure(lens.lens_curves(table, name), caption("lens", what=what, **said))
         for name, what in (("probability", "Probability"), ("rank", "Rank"))
     ]
-    if len(transitions):
-        parts += [
-            html.figure(lens.transition_bars(transitions), caption("transitions", **said)),
-            html.table(*words.transition_rows(transitions)),
-        ]
-    return join(*parts)
+    if transitions.empty:
+        return row(*drawn)
+    drawn.append(html.figure(lens.transition_bars(transitions), caption("transitions", **said)))
+    return join(row(*drawn), html.table(*words.transition_rows(transitions)))
 
 
 def attention_part(task: TaskResults) -> Html:
@@ -218,7 +225,7 @@ def attention_part(task: TaskResults) -> Html:
         )
         for head in looking_heads(task)
     ]
-    return join(html.figure(bars, caption("role_attention", **prompts(task))), *drawn)
+    return row(html.figure(bars, caption("role_attention", **prompts(task))), *drawn)
 
 
 def looking_heads(task: TaskResults, count: int = HEADS_DRAWN) -> list[str]:
@@ -253,7 +260,7 @@ def members_part(task: TaskResults) -> Html:
             drawn = members.member_matrices(matrices, heads, name)
             parts.append(html.figure(drawn, caption(f"{name}_matrix")))
     return join(
-        *parts,
+        row(*parts),
         heading("Among the words alone: what heads promote"),
         html.table(*words.ov_member_rows(task.table("lens/ov_members"))),
         heading("Among the words alone: what heads look for"),

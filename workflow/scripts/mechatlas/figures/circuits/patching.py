@@ -66,7 +66,8 @@ def effect_map(rows: pd.DataFrame, label: str, value: str = "effect") -> Figure:
     layer_axis(axes, layers)
     shared = len(rows) and rows["component"].astype(str).str.contains(r"\.KV").any()
     axes.set(xlabel="key/value head" if shared else "head", xticks=ticks(heads))
-    figure.colorbar(image, ax=axes, label=label)
+    axes.set_title(label, loc="left")
+    figure.colorbar(image, ax=axes)
     return figure
 
 

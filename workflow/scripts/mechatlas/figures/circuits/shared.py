@@ -43,7 +43,8 @@ def cross_task_map(cross: pd.DataFrame) -> Figure:
     axes.invert_yaxis()
     _name(axes, rows, columns)
     axes.set(xlabel="prompts of the task", ylabel="circuit of")
-    figure.colorbar(image, ax=axes, label="metric (% of the full model)")
+    axes.set_title("metric (% of the full model)", loc="left")
+    figure.colorbar(image, ax=axes)
     return figure
 
 
@@ -75,7 +76,8 @@ def overlap_map(overlap: pd.DataFrame, method: str = "nodes", kind: str = "heads
     print_values(axes, grid, grid < 0.55, 2)
     _name(axes, names, names)
     words = {"heads": "heads", "mlps": "MLPs"}[kind]
-    figure.colorbar(image, ax=axes, label=f"Jaccard index of {words}")
+    axes.set_title(f"Jaccard index of {words}", loc="left")
+    figure.colorbar(image, ax=axes)
     return figure
 
 
