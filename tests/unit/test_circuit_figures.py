@@ -28,6 +28,7 @@ from mechatlas.figures.circuits import (
 )
 from mechatlas.figures.circuits.common import label_points
 from mechatlas.figures.circuits.results import CircuitResults, read_circuits
+from mechatlas.figures.index import CircuitEntry, index_page
 from mechatlas.figures.notebook import execute_notebook, notebook_page
 from mechatlas.figures.style import new_figure, svg
 
@@ -319,6 +320,17 @@ def test_tasks_are_compared(found: CircuitResults) -> None:
     )
     shown = page.published_part(published).text
     assert "&lt;b&gt;" in shown and "−0.46" in shown and page.published_part(None).text == ""
+
+
+def test_index_links_the_page_of_circuits(found: CircuitResults) -> None:
+    circuit = found.tasks["ioi"].circuit
+    entry = CircuitEntry("m <b>", "ioi", "m/circuits.html", circuit)
+    text = index_page([], {}, [entry])
+    assert "<a href='m/circuits.html'>" in text and "<td>m &lt;b&gt;</td>" in text
+    assert "84.0 [79.0, 88.0]" in text and "20.0, 55.0, 0.050" in text
+    assert "<h2>Circuits" not in index_page([], {})
+    circuit = {**circuit, "controls": {}}
+    assert "–, –, –" in index_page([], {}, [CircuitEntry("m", "ioi", "x", circuit)])
 
 
 def test_notebook_runs_and_its_page_refers_to_nothing(tmp_path: Path) -> None:

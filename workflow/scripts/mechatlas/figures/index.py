@@ -13,6 +13,11 @@ from mechatlas.figures.results import at_share
 from mechatlas.figures.words import percent
 
 TITLE = "mechatlas: explained attention heads"
+CIRCUITS = (
+    "A circuit is the heads and MLPs that do a task without the rest of the model. Its score is measured on held-out "
+    "prompts, in percent of the whole model's, and stands beside that of random circuits with as many heads in every "
+    "layer; p is the share of circuits, this one included, that do at least as well."
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,28 @@ class Entry:
     headlines: Mapping[str, Any]
 
 
-def index_page(entries: Sequence[Entry], facts: Mapping[str, Any]) -> str:
+@dataclass(frozen=True)
+class CircuitEntry:
+    """One row of the circuits in the index.
+
+    Attributes
+    ----------
+    model, task : str
+    page : str
+        Path of the model's page of circuits, relative to the index.
+    circuit : mapping
+        nodes/circuit.json.
+    """
+
+    model: str
+    task: str
+    page: str
+    circuit: Mapping[str, Any]
+
+
+def index_page(
+    entries: Sequence[Entry], facts: Mapping[str, Any], circuits: Sequence[CircuitEntry] = ()
+) -> str:
     """Return the index as one self-contained page."""
     columns = [
         "model", "source", "explainer", "heads scored", "mean IoU", "beat every control",
@@ -52,7 +78,7 @@ def index_page(entries: Sequence[Entry], facts: Mapping[str, Any]) -> str:
         "attention, from 0 to 1, with its interval. A head beats every control if its IoU without the sink is above "
         "that of explanations that should fail. The last number says how much worse the model predicts "
         "text when a quarter of its heads run on their programs.</p>"
-        f"{table(columns, rows).text}</main>"
+        f"{table(columns, rows).text}{_circuits(circuits)}</main>"
     )
     return page(TITLE, body, facts=facts)
 
@@ -75,6 +101,31 @@ def _row(entry: Entry, explainer: str) -> list[Any]:
         else number(None),
         _change(replaced),
         Html(links),
+    ]
+
+
+def _circuits(entries: Sequence[CircuitEntry]) -> str:
+    """Return the section about circuits, empty without any."""
+    if not entries:
+        return ""
+    columns = ["model", "task", "heads", "MLPs", "held-out score", "random: mean, best, p", "page"]
+    rows = table(columns, [_circuit_row(entry) for entry in entries])
+    return f"<h2>Circuits</h2><p>{escape(CIRCUITS)}</p>{rows.text}"
+
+
+def _circuit_row(entry: CircuitEntry) -> list[Any]:
+    circuit = entry.circuit
+    held = circuit["faithfulness"]["held_out"]
+    control = circuit["controls"].get("layer") or {}
+    random = [number(control.get(key), 1) for key in ("mean", "max")]
+    return [
+        entry.model,
+        entry.task,
+        f"{len(circuit['heads'])} of {circuit['n_layers'] * circuit['n_heads']}",
+        f"{len(circuit['mlps'])} of {circuit['n_layers']}",
+        with_interval(held["percent"], held["percent_low"], held["percent_high"], 1),
+        ", ".join([*random, number(control.get("p"), 3)]),
+        Html(f"<a href='{quote(entry.page)}'>circuits</a>"),
     ]
 
 
