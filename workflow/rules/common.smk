@@ -391,6 +391,8 @@ def evaluations_of(wildcards):
     folder = f"results/{wildcards.model}/{wildcards.source}/dictionaries"
     names = dictionaries_of(wildcards.model, wildcards.source)
     return [f"{folder}/{name}/evaluation.parquet" for name in names]
+
+
 # For circuits.
 
 PATCHING = tuple(

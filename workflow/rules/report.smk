@@ -99,6 +99,8 @@ rule render_index:
         pages=for_each("results/report/{model}/{source}/heads.html"),
         summaries=for_each("results/{model}/{source}/heads/summary.csv"),
         headlines=for_each("results/{model}/{source}/heads/headline.json"),
+        circuit_pages=[path for path in circuit_pages() if path.endswith(".html")],
+        circuits=for_tasks("nodes/circuit.json"),
     output:
         index="results/report/index.html",
     log:
@@ -115,6 +117,7 @@ rule render_index:
         gpu=0,
     params:
         names=[[model, source] for model in MODELS for source in SOURCES],
+        circuit_names=[[model, task] for model in MODELS for task in tasks_of(model)],
         code=script_digest("render_index"),
     script:
         "../scripts/render_index.py"
