@@ -268,6 +268,9 @@ def test_names_folders_and_repositories(cache, monkeypatch):
         load("owner/name")
     with pytest.raises(UserError, match="revision 'main' of owner/name is not a full commit hash"):
         load("owner/name", revision="main")
+    with pytest.raises(UserError, match="is not a full commit hash"):
+        load("owner/name", revision="/../../../" + "0" * 40)
+    assert not cache.exists()
     # Nothing listens there, whatever the machine's network.
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
