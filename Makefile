@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test test-slurm lint format bench clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
 	@echo "Variables: PYTHON (3.11 or newer), CORES ($(CORES)), VENV ($(VENV))"
 
 install: $(STAMP) ## create the virtual environment from the pinned requirements
@@ -29,7 +29,10 @@ demo: $(STAMP) ## run the default workflow and print where the report is
 	@echo "The report: $(CURDIR)/results/report/index.html"
 
 test: lint ## the full test suite, lint included
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --ignore=tests/slurm
+
+test-slurm: $(STAMP) ## real runs on a one-node SLURM that is started for it (needs root and Debian's SLURM packages)
+	$(BIN)/python -m pytest -q tests/slurm
 
 lint: $(STAMP) ## snakemake --lint, snakefmt, ruff, rule hygiene, generated files
 	$(BIN)/snakemake --lint
