@@ -38,6 +38,7 @@ include: "workflow/rules/forecast.smk"
 include: "workflow/rules/score.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/training.smk"
+include: "workflow/rules/cluster.smk"
 
 
 onstart:

@@ -85,6 +85,21 @@ def test_named_targets(workflow: Path) -> None:
     assert job_counts(workflow, "verify") == {"verify": 1}
 
 
+@pytest.mark.parametrize("target", ["verify", "forecast", "doctor"])
+def test_what_checks_or_prints_does_so_every_time(finished: Path, target: str) -> None:
+    for _ in range(2):
+        snakemake(finished, target, "--cores", "1")
+        assert job_counts(finished, target) == {target: 1}
+
+
+@pytest.mark.parametrize(
+    "form", (["--workflow-profile", "profiles/slrum"], ["--workflow-profile=x"])
+)
+def test_a_misspelt_workflow_profile_is_refused(workflow: Path, form: list[str]) -> None:
+    output = snakemake(workflow, "-n", *form, check=False)
+    assert "there is no such profile" in output and "Traceback" not in output
+
+
 def test_workflow_as_a_module_of_another(workflow: Path, tmp_path: Path) -> None:
     place = tmp_path / "my project"
     (place / "config").mkdir(parents=True)

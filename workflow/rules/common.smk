@@ -12,6 +12,7 @@ from snakemake.exceptions import WorkflowError
 REPOSITORY = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "workflow" / "scripts"))
 
+from mechatlas.cluster import missing_profile
 from mechatlas.config import RANDOM_SUFFIX, ConfigError, complete_config
 from mechatlas.config_files import dictionary_paths, find_path, model_files, source_files
 from mechatlas.corpus.stackexchange import dump_files
@@ -21,6 +22,12 @@ from mechatlas.io.closure import closure_digest
 from mechatlas.io.digest import code_digest
 from mechatlas.io.errors import UserError
 from mechatlas.machine import gpu_present
+
+if (named := missing_profile(sys.argv)) is not None:
+    raise WorkflowError(
+        f"--workflow-profile {named}: there is no such profile, and Snakemake would run without it; "
+        "name a folder that holds a profile.yaml, such as profiles/slurm"
+    )
 
 try:
     complete = complete_config(config, Path.cwd(), REPOSITORY)

@@ -12,8 +12,6 @@ rule forecast:
         ),
     log:
         "logs/forecast/forecast.log",
-    benchmark:
-        "results/benchmarks/forecast/forecast.tsv"
     localrule: True
     conda:
         "../../envs/mechatlas.yaml"

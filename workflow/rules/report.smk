@@ -151,8 +151,6 @@ rule verify:
     """Compare every result file with the manifest; makes nothing anew."""
     log:
         "logs/verify/verify.log",
-    benchmark:
-        "results/benchmarks/verify/verify.tsv"
     localrule: True
     conda:
         "../../envs/mechatlas.yaml"
