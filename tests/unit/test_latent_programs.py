@@ -128,13 +128,16 @@ def test_planted_tokens_are_named(explained):
 
 def test_what_is_fitted_on_shuffled_activations_says_nothing(views):
     train, validation, test = views
-    for name in ("tokens", "bigram", "class"):
-        shuffled = shuffle_tokens(planted(RULES[name], train), rng_for(0, "shuffled"))
-        assert shuffled.sum() == pytest.approx(planted(RULES[name], train).sum())
-        known = Activations(validation, planted(RULES[name], validation))
-        record = explain_latent({"unit": "u"}, Bank(train), shuffled, known, LatentFitSettings())
+    found = []
+    for name in ("tokens", "bigram", "class", "regex"):
+        values = [planted(RULES[name], view) for view in (train, validation)]
+        shuffled = [shuffle_tokens(v, rng_for(0, "shuffled", name)) for v in values]
+        assert shuffled[0].sum() == pytest.approx(values[0].sum())
+        known = Activations(validation, shuffled[1])
+        record = explain_latent({"unit": "u"}, Bank(train), shuffled[0], known, LatentFitSettings())
         program = parse_latent_program(record["program"])
-        assert abs(correlation(program.predict(test), planted(RULES[name], test))) < 0.2
+        found.append(correlation(program.predict(test), planted(RULES[name], test)))
+    assert np.abs(found).mean() < 0.15 and max(found) < 0.35
 
 
 def test_a_latent_that_is_never_active_is_unexplained_with_a_reason(views):
