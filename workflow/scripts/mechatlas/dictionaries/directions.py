@@ -1,4 +1,4 @@
-"""Random directions: what stands in for latents where a control is wanted that no dictionary has learned.
+"""Directions of latents, and random ones: what stands in for latents where a control is wanted that no dictionary has learned.
 
 A control is a random unit vector u of the activations' space, active where ``x u`` exceeds the threshold at which it
 fires on as many train tokens as the latent that it is matched to; its activation is the excess.
@@ -16,12 +16,21 @@ from mechatlas.capture.draws import hash_of
 from mechatlas.capture.patterns import activation_file
 from mechatlas.corpus.windows import SPLITS, Windows
 from mechatlas.dictionaries.code_files import Codes
-from mechatlas.io import read_json, rng_for, seed_for
+from mechatlas.io import UserError, read_arrays, read_json, read_provenance, rng_for, seed_for
 
 #: Train windows from which thresholds are taken.
 THRESHOLD_WINDOWS = 1000
 #: Windows that are read at once.
 WINDOWS_PER_READ = 256
+
+
+def decoder_directions(path: str | Path) -> np.ndarray:
+    """Read the decoder of a dictionary file (`mechatlas.dictionaries.files`), a row for each latent, without torch."""
+    said = read_provenance(path).get("dictionary")
+    if said is None:
+        raise UserError(f"{path} is no dictionary file; train or fetch the dictionary again")
+    name = "encoder" if said["tied"] else "decoder"
+    return read_arrays(path, [name])[name]
 
 
 def random_directions(layer: int, count: int, width: int, seed: int) -> np.ndarray:

@@ -6,17 +6,20 @@ Candidates are rules, look-ups and n-grams; the simplest one whose correlation w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from mechatlas.dictionaries.latent_merge import RANDOM_DIRECTION
 from mechatlas.explain.latents.conditions import Condition
+from mechatlas.explain.latents.data import LatentData
 from mechatlas.explain.latents.fit_ngrams import GROUPS, fit_lookup, fit_ngrams
 from mechatlas.explain.latents.fit_rules import Bank, correlation, fit_rules
 from mechatlas.explain.latents.programs import LatentForm, LatentProgram, Lookup, NGrams, Rule
 from mechatlas.explain.vocabulary import TokenView
+from mechatlas.io import progress, rng_for
 
 EXPLAINER = "programs"
 
@@ -164,3 +167,30 @@ def shuffle_tokens(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """
     order = np.stack([rng.permutation(len(values)) for _ in range(values.shape[1])], axis=1)
     return np.take_along_axis(values, order, axis=0)
+
+
+def explain_all(
+    data: LatentData, settings: LatentFitSettings, controls: Sequence[str], seed: int
+) -> list[dict[str, Any]]:
+    """Explain every latent, and fit the controls that are wanted: "shuffled" and "random_direction"."""
+    bank = Bank(data.view("train"))
+    view = data.view("validation")
+    records = []
+    for latent in progress(data.latents, desc="explain latents", unit="latents"):
+        train, validation = data.values(latent, "train"), data.values(latent, "validation")
+        known = Activations(view, validation)
+        records.append(explain_latent(latent.named, bank, train, known, settings))
+        if "shuffled" in controls:
+            rng = rng_for(seed, "shuffled", latent.unit)
+            shuffled = shuffle_tokens(train, rng)
+            known = Activations(view, shuffle_tokens(validation, rng))
+            records.append(
+                explain_latent(latent.named, bank, shuffled, known, settings, "shuffled")
+            )
+        if RANDOM_DIRECTION in controls:
+            other = data.values(latent, "train", RANDOM_DIRECTION)
+            known = Activations(view, data.values(latent, "validation", RANDOM_DIRECTION))
+            records.append(
+                explain_latent(latent.named, bank, other, known, settings, RANDOM_DIRECTION)
+            )
+    return records
