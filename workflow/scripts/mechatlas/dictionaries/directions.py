@@ -1,4 +1,4 @@
-"""Directions of latents, and random ones: what stands in for latents where a control is wanted that no dictionary has learned.
+"""Directions of latents, and random ones, which stand in for latents as a control that no dictionary has learned.
 
 A control is a random unit vector u of the activations' space, active where ``x u`` exceeds the threshold at which it
 fires on as many train tokens as the latent that it is matched to; its activation is the excess.
