@@ -18,6 +18,7 @@ from mechatlas.dictionaries.latent_merge import MergeSettings, merge_layers
 from mechatlas.io import UserError, read_arrays, write_arrays
 
 WIDTH, LATENTS = 6, 25
+ABOUT = {"reads": POINT}
 EVENTS = EventSettings(
     topk=6, max_per_document=2, quantiles=3, events_per_quantile=2, random_events=20, negatives=4,
     seed=3,
@@ -28,7 +29,9 @@ SETTINGS = MergeSettings(
 
 
 def dictionary(kind="relu", seed=0):
-    sae = random_dictionary(kind, latents=LATENTS, d_in=WIDTH, dtype=torch.float32, seed=seed)
+    sae = random_dictionary(
+        kind, latents=LATENTS, d_in=WIDTH, dtype=torch.float32, seed=seed, about=ABOUT
+    )
     sae.encoder_bias -= 4.0  # so that latents are sparse
     sae.encoder_bias[7] = -1e4  # and one is dead
     return sae
@@ -55,13 +58,14 @@ def encode(folder, activations, saes, chunks):
     folders = []
     for number, chunk in enumerate(captures):
         folders.append(folder / "codes" / f"{number:04d}")
-        encode_chunk(saes, POINT, chunk, folders[-1], dictionary="d", facts={})
+        encode_chunk(saes.items(), chunk, folders[-1], dictionary="d", facts={})
     return path, captures, folders
 
 
 def merged(path, captures, folders, saes, settings=SETTINGS):
-    decoders = {layer: sae.decoder.numpy() for layer, sae in saes.items()}
-    return list(merge_layers(folders, captures, path, decoders, POINT, settings))
+    return list(
+        merge_layers(folders, captures, path, lambda at: saes[at].decoder.numpy(), settings)
+    )
 
 
 def dense(values, sae):
@@ -208,21 +212,21 @@ def test_bad_input_is_one_clear_line(tmp_path, activations, one_chunk):
     windows, layers = activations
     path, (chunk,) = write_capture(tmp_path, windows, layers, 1)
     with pytest.raises(UserError, match="width 9"):
-        wide = random_dictionary(latents=4, d_in=9, dtype=torch.float32)
-        encode_chunk({0: wide}, POINT, chunk, tmp_path / "x", dictionary="d", facts={})
+        wide = random_dictionary(latents=4, d_in=9, dtype=torch.float32, about=ABOUT)
+        encode_chunk([(0, wide)], chunk, tmp_path / "x", dictionary="d", facts={})
     with pytest.raises(UserError, match=r"activations\.resid_mid\.layer_2"):
-        encode_chunk({2: dictionary()}, POINT, chunk, tmp_path / "x", dictionary="d", facts={})
+        encode_chunk([(2, dictionary())], chunk, tmp_path / "x", dictionary="d", facts={})
     broken = [layer.copy() for layer in layers]
     broken[0][3, 4, 2] = np.nan
     _, (bad,) = write_capture(tmp_path / "bad", windows, broken, 1)
     with pytest.raises(UserError, match="not finite"):
-        encode_chunk({0: dictionary()}, POINT, bad, tmp_path / "x", dictionary="d", facts={})
+        encode_chunk([(0, dictionary())], bad, tmp_path / "x", dictionary="d", facts={})
     assert not (tmp_path / "x").exists()
     saes, (path, captures, folders), _ = one_chunk
     with pytest.raises(UserError, match="cover windows"):
         read_index(folders, 41)
     with pytest.raises(UserError, match="25 latents"):
-        list(merge_layers(folders, captures, path, {0: np.ones((9, WIDTH))}, POINT, SETTINGS))
+        list(merge_layers(folders, captures, path, lambda at: np.ones((9, WIDTH)), SETTINGS))
 
 
 def test_a_truncated_file_is_named(tmp_path, activations):

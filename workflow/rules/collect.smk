@@ -26,3 +26,9 @@ rule prompts:
     """Clean and corrupted prompts of every task in the configuration, for every model."""
     input:
         prompt_files(),
+
+
+rule latents:
+    """Explained and scored latents of all dictionaries as tables and text."""
+    input:
+        for_each_dictionary(f"{LATENTS}/report.md", f"{LATENTS}/summary.csv"),

@@ -1,6 +1,6 @@
 """Run the model without latents, on what programs predict of them, and steered by them.
 
-Inputs: explanations, windows.parquet, activations.parquet, the dictionary files, the model folder.
+Inputs: explanations, windows.parquet, activations.parquet, the folder of dictionaries, the model folder.
 Outputs: causal_losses.parquet, steering.parquet, promoted.parquet (which tokens follow where a latent is said to be
 active, by how much steering promotes them), promoted_tokens.parquet (what a latent promotes and suppresses).
 """
@@ -8,7 +8,7 @@ active, by how much steering promotes them), promoted_tokens.parquet (what a lat
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mechatlas.dictionaries.files import load as load_dictionary
+from mechatlas.dictionaries.collection import layers_of, read_dictionary
 from mechatlas.explain.latents.data import LatentData
 from mechatlas.explain.latents.records import read_latent_explanations
 from mechatlas.io import progress, provenance, read_provenance, write_table
@@ -22,8 +22,7 @@ def main(
     explanations: Sequence[str],
     windows: str,
     activations: str,
-    dictionaries: Sequence[str],
-    layers: Sequence[int],
+    weights: str,
     model: str,
     bos: str | None,
     controls: Sequence[str],
@@ -44,9 +43,10 @@ def main(
     programs = variants_of(read_latent_explanations(explanations), controls, seed)
     settings = MeasureSettings(**sizes, seed=seed)
     parts = []
-    files = list(zip(layers, dictionaries, strict=True))
-    for layer, path in progress(files, desc="measure", unit="layers"):
-        sae = load_dictionary(path, device=place, dtype=transformer.dtype)
+    for layer in progress(layers_of(weights), desc="measure", unit="layers"):
+        sae = read_dictionary(
+            weights, layer, config=transformer.config, device=place, dtype=transformer.dtype
+        )
         parts.append(measure_layer(transformer, sae, data, layer, programs, settings))
     tables = concatenated(parts)
     facts = provenance(

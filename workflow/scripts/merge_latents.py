@@ -1,7 +1,7 @@
 """Bring the codes of all chunks together: statistics of all latents, events of those that are explained, controls.
 
-Inputs: the folders of codes, the chunk folders (read for random directions only), windows.parquet, the dictionary
-files. Outputs: raw_events.parquet, latent_stats.parquet, neighbours.parquet, activations.parquet.
+Inputs: the folders of codes, the chunk folders (read for random directions only), windows.parquet, the folder
+of dictionaries. Outputs: raw_events.parquet, latent_stats.parquet, neighbours.parquet, activations.parquet.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,16 +12,14 @@ import pandas as pd
 from mechatlas.dictionaries.directions import decoder_directions
 from mechatlas.dictionaries.latent_events import EventSettings
 from mechatlas.dictionaries.latent_merge import MergeSettings, merge_layers
-from mechatlas.io import provenance, read_provenance, write_table
+from mechatlas.io import provenance, read_json, read_provenance, write_table
 
 
 def main(
     codes: Sequence[str],
     chunks: Sequence[str],
     windows: str,
-    dictionaries: Sequence[str],
-    layers: Sequence[int],
-    point: str,
+    weights: str,
     sizes: Mapping[str, Any],
     event_sizes: Mapping[str, int],
     seed: int,
@@ -32,13 +30,15 @@ def main(
 ) -> None:
     """Go through the layers."""
     settings = MergeSettings(**sizes, events=EventSettings(**event_sizes, seed=seed))
-    decoders = {
-        layer: decoder_directions(path) for layer, path in zip(layers, dictionaries, strict=True)
-    }
-    tables = list(merge_layers(codes, chunks, windows, decoders, point, settings))
+    tables = list(
+        merge_layers(
+            codes, chunks, windows, lambda layer: decoder_directions(weights, layer), settings
+        )
+    )
+    point = read_json(f"{codes[0]}/index.json")["point"]
     facts = provenance(
         **{"codes": read_provenance(f"{codes[0]}/index.json"), "windows": read_provenance(windows)},
-        **{"point": point, "layers": list(layers), **sizes, **event_sizes, "seed": seed},
+        **{"point": point, **sizes, **event_sizes, "seed": seed},
     )
     for path, name in (
         (events, "events"),

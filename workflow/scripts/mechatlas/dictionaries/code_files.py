@@ -70,7 +70,7 @@ class Codes:
 
 
 def read_index(chunks: Sequence[str | Path], windows: int) -> dict:
-    """Return what the chunks' ``index.json`` agree in: ``dictionary``, ``window_len``, ``layers``, ``latents``.
+    """Return what the chunks' ``index.json`` agree in: ``dictionary``, ``point``, ``window_len``, ``latents`` by layer.
 
     Raises
     ------

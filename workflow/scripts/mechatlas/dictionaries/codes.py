@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,7 @@ BATCH_TOKENS = 4096
 
 
 def encode_chunk(
-    dictionaries: Mapping[int, SparseAutoencoder],
-    point: str,
+    dictionaries: Iterable[tuple[int, SparseAutoencoder]],
     chunk: str | Path,
     folder: str | Path,
     *,
@@ -34,10 +33,8 @@ def encode_chunk(
 
     Parameters
     ----------
-    dictionaries : mapping
-        The dictionary of each layer.
-    point : str
-        Hook point at which they read.
+    dictionaries : iterable of (layer, dictionary)
+        Read when it is their turn. Each says in `about` at which hook point it ``reads``, all the same.
     chunk : path
         Folder of a capture, with ``activations.{point}.layer_{l}.safetensors``.
     folder : path
@@ -60,13 +57,21 @@ def encode_chunk(
     index = read_json(Path(chunk) / "index.json")
     first, stop, length = index["first"], index["stop"], index["window_len"]
     with atomic_path(folder, folder=True) as temporary, torch.inference_mode():
-        latents = {}
-        for layer, sae in progress(dictionaries.items(), desc="encode", unit="layers"):
+        latents, points = {}, set()
+        for layer, sae in progress(dictionaries, desc="encode", unit="layers"):
+            point = sae.about["reads"]
+            points.add(point)
             path = Path(chunk) / activation_file(point, layer)
             arrays = _encode_shard(sae, path, first, stop, length)
             latents[str(layer)] = len(arrays["offsets"]) - 1
             write_arrays(temporary / code_file(layer), arrays, facts)
-        about = {"dictionary": dictionary, "window_len": length, "latents": latents}
+        if len(points) != 1:
+            raise UserError(
+                f"dictionary {dictionary} reads at {', '.join(sorted(points)) or 'no hook point'}; "
+                "layers of one dictionary must read at one point"
+            )
+        about = {"dictionary": dictionary, "point": points.pop(), "window_len": length}
+        about |= {"latents": latents}
         write_json(temporary / "index.json", {"first": first, "stop": stop, **about}, facts)
 
 

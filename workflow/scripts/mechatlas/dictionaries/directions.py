@@ -16,7 +16,7 @@ from mechatlas.capture.draws import hash_of
 from mechatlas.capture.patterns import activation_file
 from mechatlas.corpus.windows import SPLITS, Windows
 from mechatlas.dictionaries.code_files import Codes
-from mechatlas.io import UserError, read_arrays, read_json, read_provenance, rng_for, seed_for
+from mechatlas.io import read_arrays, read_json, read_provenance, rng_for, seed_for
 
 #: Train windows from which thresholds are taken.
 THRESHOLD_WINDOWS = 1000
@@ -24,13 +24,23 @@ THRESHOLD_WINDOWS = 1000
 WINDOWS_PER_READ = 256
 
 
-def decoder_directions(path: str | Path) -> np.ndarray:
-    """Read the decoder of a dictionary file (`mechatlas.dictionaries.files`), a row for each latent, without torch."""
-    said = read_provenance(path).get("dictionary")
-    if said is None:
-        raise UserError(f"{path} is no dictionary file; train or fetch the dictionary again")
-    name = "encoder" if said["tied"] else "decoder"
-    return read_arrays(path, [name])[name]
+def decoder_directions(weights: str | Path, layer: int) -> np.ndarray:
+    """Return the decoder of a layer's dictionary, a row for each latent; without torch if it is in our own format.
+
+    Parameters
+    ----------
+    weights : path
+        Folder of dictionaries (`mechatlas.dictionaries.collection`).
+    layer : int
+    """
+    path = Path(weights) / f"layer_{layer}.safetensors"
+    if path.exists():
+        said = read_provenance(path)["dictionary"]
+        name = "encoder" if said["tied"] else "decoder"
+        return read_arrays(path, [name])[name]
+    from mechatlas.dictionaries.collection import read_dictionary
+
+    return read_dictionary(weights, layer).decoder.float().numpy()
 
 
 def random_directions(layer: int, count: int, width: int, seed: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,8 +72,7 @@ def merge_layers(
     codes: Sequence[str | Path],
     captures: Sequence[str | Path],
     windows_path: str | Path,
-    decoders: Mapping[int, np.ndarray],
-    point: str,
+    decoder: Callable[[int], np.ndarray],
     settings: MergeSettings,
 ) -> Iterator[LayerTables]:
     """Yield the tables of each layer, which do not depend on the number of chunks.
@@ -83,10 +82,8 @@ def merge_layers(
     codes, captures : sequence of folders
         In the order of their windows; captures are read for random directions only.
     windows_path : path
-    decoders : mapping
+    decoder : callable
         Layer -> decoder directions, float [n_latents, d].
-    point : str
-        Hook point at which the dictionaries read.
     settings : MergeSettings
 
     Notes
@@ -107,14 +104,15 @@ def merge_layers(
             "delete the folder of codes and run again"
         )
     random = random_tokens(corpus, settings.events.random_events, settings.events.seed)
-    for layer, decoder in progress(decoders.items(), desc="merge", unit="layers"):
-        if index["latents"].get(str(layer)) != len(decoder):
+    for layer in progress(map(int, index["latents"]), desc="merge", unit="layers"):
+        directions, latents = decoder(layer), index["latents"][str(layer)]
+        if latents != len(directions):
             raise UserError(
-                f"{Path(codes[0]).parent} holds codes of {index['latents'].get(str(layer), 'no')} latents of layer "
-                f"{layer}, the dictionary has {len(decoder)}; delete the folder and run again"
+                f"{Path(codes[0]).parent} holds codes of {latents} latents of layer {layer}, the dictionary has "
+                f"{len(directions)}; delete the folder and run again"
             )
-        merger = _Layer(codes, layer, corpus, decoder, settings)
-        yield merger.tables(captures, point, random)
+        merger = _Layer(codes, layer, corpus, directions, settings)
+        yield merger.tables(captures, index["point"], random)
 
 
 class _Layer:

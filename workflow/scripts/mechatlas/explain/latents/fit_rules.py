@@ -36,8 +36,25 @@ PLACES = tuple(
 )
 #: How much the correlation must rise for another condition or another rule.
 LEAST_RISE = 0.01
+#: Most tokens that a condition names; what needs more is better said by a look-up or n-grams.
+MOST_TOKENS = 24
 #: Endings of the strongest tokens that become regular expressions.
 ENDINGS = 4
+
+
+class Target:
+    """Train activations that rules are sought for, float64 [N], with what a correlation needs of them."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+        self.size, self.mean, self.std = len(values), float(values.mean()), float(values.std())
+
+    def worth(self, counts: np.ndarray, sums: np.ndarray) -> np.ndarray:
+        """Return the correlation of indicators that hold ``counts`` times and cover ``sums`` of the activation."""
+        share = counts / self.size
+        spread = np.sqrt(share * (1 - share)) * self.std * self.size
+        rise = sums - counts * self.mean
+        return np.divide(rise, spread, out=np.zeros_like(spread), where=spread > 1e-12)
 
 
 @dataclass(frozen=True)
@@ -76,10 +93,14 @@ class Bank:
         return conditions, np.array(masks, dtype=np.float64)
 
     @cached_property
-    def places(self) -> list[tuple[Condition, np.ndarray]]:
-        """Other conditions with where they hold: bool [N]."""
-        others = (*PLACES, Seen(), Seen(seen=False))
-        return [(condition, condition.mask(self.view)[self.counted]) for condition in others]
+    def places(self) -> list[Condition]:
+        """Other conditions."""
+        return [*PLACES, Seen(), Seen(seen=False)]
+
+    @cached_property
+    def holds(self) -> np.ndarray:
+        """Where each of `places` holds: bool [len(places), N]."""
+        return np.stack([condition.mask(self.view)[self.counted] for condition in self.places])
 
     def endings(self, strength: np.ndarray) -> tuple[list[Condition], np.ndarray]:
         """Endings that the strongest tokens share, as `texts`; ``strength`` is activation by token, float [V]."""
@@ -115,10 +136,11 @@ def fit_rules(
     truth = activation[bank.counted].astype(np.float64)
     if not truth.any():
         return []
+    target = Target(truth)
     results: list[tuple[Rule, ...]] = []
     lists: list[list[Found]] = []
     for tokens in (False, True):  # without and with sets of tokens, which explain more and say less
-        steps = _conjunction(bank, truth, np.ones(len(truth), bool), max_conditions, tokens)
+        steps = _conjunction(bank, target, np.ones(len(truth), bool), max_conditions, tokens)
         results += [(_rule(step, truth),) for step in steps]
         if steps:
             lists.append([steps[-1]])
@@ -139,7 +161,8 @@ def _further(
     worth = found[0].worth
     while len(found) < max_rules:
         left = ~np.logical_or.reduce([one.mask for one in found])
-        steps = _conjunction(bank, np.where(left, truth, 0), left, max_conditions, tokens)
+        rest = Target(np.where(left, truth, 0))
+        steps = _conjunction(bank, rest, left, max_conditions, tokens)
         if not steps:
             break
         together = correlation(_values([*found, steps[-1]], truth), truth)
@@ -152,14 +175,14 @@ def _further(
 
 
 def _conjunction(
-    bank: Bank, truth: np.ndarray, within: np.ndarray, most: int, tokens: bool
+    bank: Bank, target: Target, within: np.ndarray, most: int, tokens: bool
 ) -> list[Found]:
     """Find conditions one after the other; every element has one more than that before it."""
     steps: list[Found] = []
     mask, worth, conditions = within, 0.0, ()
     for _ in range(most):
         best = max(
-            _candidates(bank, truth, mask, tokens),
+            _candidates(bank, target, mask, tokens),
             key=lambda item: item[0],
             default=(0.0, None),
         )
@@ -173,35 +196,36 @@ def _conjunction(
 
 
 def _candidates(
-    bank: Bank, truth: np.ndarray, mask: np.ndarray, tokens: bool
+    bank: Bank, target: Target, mask: np.ndarray, tokens: bool
 ) -> list[tuple[float, Condition]]:
     """Return the best condition of each kind and distance to add to a mask, with the worth of both together."""
     found: list[tuple[float, Condition]] = []
-    size = len(bank.view.vocabulary)
+    size, places = len(bank.view.vocabulary), np.flatnonzero(mask)
+    values = target.values[places]
     for back in BACKS:
-        token = bank.back[back]
-        used = mask & (token >= 0)
-        counts = np.bincount(token[used], minlength=size).astype(np.float64)
-        sums = np.bincount(token[used], truth[used], size)
+        token = bank.back[back][places]
+        known = token >= 0
+        counts = np.bincount(token[known], minlength=size).astype(np.float64)
+        sums = np.bincount(token[known], values[known], size)
         kinds = [bank.texts, bank.endings(sums)] if back == 0 else [bank.texts]
         for conditions, members in kinds:
             if conditions:
-                worth = _worth(members @ counts, members @ sums, truth)
+                worth = target.worth(members @ counts, members @ sums)
                 best = int(worth.argmax())
-                found.append(
-                    (float(worth[best]), conditions[best].model_copy(update={"back": back}))
-                )
+                condition = conditions[best].model_copy(update={"back": back})
+                found.append((float(worth[best]), condition))
         if tokens:
-            found.append(_best_tokens(counts, sums, truth, back))
-    for condition, holds in bank.places:
-        both = mask & holds
-        worth = _worth(np.array([both.sum()]), np.array([truth[both].sum()]), truth)
-        found.append((float(worth[0]), condition))
+            found.append(_best_tokens(counts, sums, target, back))
+    if len(places):
+        holds = bank.holds[:, places]
+        worth = target.worth(holds.sum(1).astype(np.float64), holds @ values)
+        best = int(worth.argmax())
+        found.append((float(worth[best]), bank.places[best]))
     return found
 
 
 def _best_tokens(
-    counts: np.ndarray, sums: np.ndarray, truth: np.ndarray, back: int
+    counts: np.ndarray, sums: np.ndarray, target: Target, back: int
 ) -> tuple[float, Condition]:
     """Return the set of tokens whose indicator correlates best: those with the largest mean activation."""
     seen = np.flatnonzero(sums > 0)
@@ -209,17 +233,10 @@ def _best_tokens(
     order = seen[np.argsort(-sums[seen] / (counts[seen] + 1), kind="stable")]
     if not len(order):
         return 0.0, OneOf(tokens=(0,), back=back)
-    worth = _worth(np.cumsum(counts[order]), np.cumsum(sums[order]), truth)
+    order = order[:MOST_TOKENS]
+    worth = target.worth(np.cumsum(counts[order]), np.cumsum(sums[order]))
     best = int(worth.argmax())
     return float(worth[best]), OneOf(tokens=tuple(order[: best + 1].tolist()), back=back)
-
-
-def _worth(counts: np.ndarray, sums: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Return the correlation with ``truth [N]`` of indicators that hold ``counts`` times and cover ``sums`` of it."""
-    total, share = len(truth), counts / len(truth)
-    spread = np.sqrt(share * (1 - share)) * truth.std() * total
-    rise = sums - counts * truth.mean()
-    return np.divide(rise, spread, out=np.zeros_like(spread), where=spread > 1e-12)
 
 
 def correlation(predicted: np.ndarray, truth: np.ndarray) -> float:

@@ -74,7 +74,7 @@ class Rule(LatentForm):
     @property
     def size(self) -> float:
         entries = (len(c.tokens) for c in self.conditions if c.on == "tokens")
-        return len(self.conditions) + sum(entries) / 8
+        return len(self.conditions) + sum(entries) / 4
 
 
 class Lookup(LatentForm):
@@ -151,12 +151,19 @@ class NGrams(LatentForm):
     def english(self, vocabulary: Vocabulary) -> str:
         order = sorted(range(len(self.values)), key=lambda i: (-self.values[i], i))
         strong = [i for i in order if self.values[i] >= 0.5 * self.values[order[0]]]
-        return f"the end of {either([self._words(i, vocabulary) for i in strong])}"
+        ends = [self._words(i, vocabulary) for i in strong if self.contexts[i][0] is not None]
+        before = [self._words(i, vocabulary) for i in strong if self.contexts[i][0] is None]
+        parts = [f"the end of {either(ends)}"] if ends else []
+        parts += [f"the token after {either(before)}"] if before else []
+        weak = len(order) - len(strong)
+        text = ", and on ".join(parts)
+        return text + (f", weakly after {weak} other contexts" if weak else "")
 
     def _words(self, place: int, vocabulary: Vocabulary) -> str:
-        context = self.contexts[place][::-1]
-        known = [i for i, token in enumerate(context) if token is not None]
-        texts = ["…" if t is None else vocabulary.show(t)[1:-1] for t in context[known[0] :]]
+        context = [token for token in self.contexts[place]]
+        while context[0] is None:
+            context = context[1:]
+        texts = ["…" if t is None else vocabulary.show(t)[1:-1] for t in context[::-1]]
         return "'" + "".join(texts) + "'"
 
     @property

@@ -90,6 +90,10 @@ class Activity(Protocol):
         """Return places at which another unit is active and this one is not: columns `PLACE`."""
         ...
 
+    def random_inactive(self, count: int) -> tuple[list[Place], int]:
+        """Return uniformly random inactive places, and how many there are in all (latents only)."""
+        ...
+
     def stretches(self, count: int, longest: int) -> list[Stretch]:
         """Return text in which to predict activity token by token, half of it with activity if possible."""
         ...

@@ -232,28 +232,16 @@ def direct_logits(
     return (logits - logits.mean()).cpu().numpy()
 
 
-def promoted_auc(
-    shift: np.ndarray, following: np.ndarray, others: np.ndarray, bins: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Count next tokens by how much steering promotes them, for an area under the curve.
+def promotion_bins(shift: np.ndarray, bins: int) -> np.ndarray:
+    """Return for each token of the vocabulary a bin, by how much steering promotes it: int64 [V], equally many each.
 
     Parameters
     ----------
     shift : float [V]
-    following, others : float [documents, V]
-        How often each token follows where an explanation says that the latent is active, and anywhere.
     bins : int
-        Tokens are cut into so many parts of rising shift.
-
-    Returns
-    -------
-    two float64 [documents, bins]
     """
     rank = np.argsort(np.argsort(shift, kind="stable"), kind="stable")
-    place = rank * bins // len(shift)
-    member = np.zeros((len(shift), bins))
-    member[np.arange(len(shift)), place] = 1
-    return following @ member, others @ member
+    return rank * bins // len(shift)
 
 
 def latent_windows(values: np.ndarray, order: np.ndarray, most: int) -> np.ndarray:

@@ -24,7 +24,7 @@ from mechatlas.score.latents.causal import (
     Steered,
     direct_logits,
     latent_windows,
-    promoted_auc,
+    promotion_bins,
     steer_to,
     variants_edits,
 )
@@ -143,7 +143,10 @@ class _Layer:
         self.random = torch.from_numpy(
             random_directions(layer, count, width, seed_for(settings.seed, "steering"))
         ).to(sae.decoder)
-        self.next = _next_counts(self.view.tokens, self.documents, len(data.vocabulary))
+        self.names, self.inverse = np.unique(self.documents, return_inverse=True)
+        self.everywhere = np.ones(tokens.shape, dtype=bool)
+        #: Length of the last direction that was steered by, times its strength: where the next search begins.
+        self.force = 0.0
         self.model_loss: dict[int, float] = {}
         self.losses: list[pd.DataFrame] = []
         self.steering: list[dict[str, Any]] = []
@@ -198,8 +201,12 @@ class _Layer:
     def _steer(
         self, latent: Latent, direction: torch.Tensor, control: str, start: float
     ) -> Steered:
+        norm = max(float(direction.norm()), 1e-12)
+        start = self.force / norm if self.force else start
         found = steer_to(self.steerer, self.base, direction, self.settings.divergence, start)
         strength = None if np.isnan(found.strength) else found.strength
+        if strength is not None:
+            self.force = strength * norm
         self.steering.append(
             {
                 **{"layer": self.layer, "latent": latent.latent, "control": control},
@@ -238,16 +245,23 @@ class _Layer:
     def _count(
         self, latent: Latent, explainer: str, control: str, shift: np.ndarray, mask: np.ndarray
     ) -> None:
-        following = _next_counts(self.view.tokens, self.documents, len(self.data.vocabulary), mask)
-        counts = promoted_auc(shift, following, self.next, BINS)
-        for document, mine, others in zip(np.unique(self.documents), *counts, strict=True):
+        bins = promotion_bins(shift, BINS)
+        following, others = (self._following(bins, where) for where in (mask, self.everywhere))
+        for place, document in enumerate(self.names):
             self.promoted.append(
                 {
                     **{"layer": self.layer, "latent": latent.latent, "explainer": explainer},
                     **{"control": control, "doc": document},
-                    **{"following": mine.astype(np.int64), "others": others.astype(np.int64)},
+                    **{"following": following[place], "others": others[place]},
                 }
             )
+
+    def _following(self, bins: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Count by document and bin the tokens that follow the marked ones (BOS never): int64 [documents, BINS]."""
+        row, at = np.nonzero(mask[:, 1:-1])
+        codes = self.inverse[row] * BINS + bins[self.view.tokens[row, at + 2]]
+        counts = np.bincount(codes, minlength=len(self.names) * BINS)
+        return counts.reshape(len(self.names), BINS)
 
     def _list(self, latent: Latent, own: Steered) -> None:
         direct = direct_logits(self.model, self.sae, latent.latent, self.layer)
@@ -273,18 +287,6 @@ class _Layer:
 
 
 LOSS_COLUMNS = ["layer", "latent", "explainer", "variant", "doc", "loss", "tokens"]
-
-
-def _next_counts(
-    tokens: np.ndarray, documents: np.ndarray, size: int, mask: np.ndarray | None = None
-) -> np.ndarray:
-    """Count the tokens that follow the marked ones (all but BOS by default): float64 [documents, V]."""
-    names, inverse = np.unique(documents, return_inverse=True)
-    used = np.zeros(tokens.shape, dtype=bool)
-    used[:, 1:-1] = True if mask is None else mask[:, 1:-1]
-    row, at = np.nonzero(used)
-    codes = inverse[row] * size + tokens[row, at + 1]
-    return np.bincount(codes, minlength=len(names) * size).reshape(len(names), size).astype(float)
 
 
 def concatenated(parts: Sequence[LayerMeasures]) -> dict[str, pd.DataFrame]:

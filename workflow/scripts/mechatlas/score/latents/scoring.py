@@ -205,8 +205,9 @@ class LatentScoring:
                     why = f"said to be active on {following} test tokens, fewer than {self.settings.min_events}"
                     result[str(control)] = Measured(reason=why)
                 else:
+                    used = counts[:, :, counts.any((0, 1))]
                     result[str(control)] = self.scores.measure(
-                        counts, lambda t: roc_auc(t[:, 0], t[:, 1])
+                        used, lambda t: roc_auc(t[:, 0], t[:, 1])
                     )
         return result
 

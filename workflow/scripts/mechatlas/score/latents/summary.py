@@ -191,7 +191,9 @@ def variance_explained(t: np.ndarray, slope: float, level: float) -> np.ndarray:
 
 
 def _pair(counts: Mapping[str, np.ndarray], positive: str, negative: str) -> np.ndarray:
-    return np.stack([counts[positive], counts[negative]], axis=1)
+    both = np.stack([counts[positive], counts[negative]], axis=1)
+    # Empty bins change neither measure, and most are: a program predicts few different values.
+    return both[:, :, both.any((0, 1))]
 
 
 def _auc(t: np.ndarray) -> np.ndarray:

@@ -172,8 +172,8 @@ def _places(events: pd.DataFrame, windows: np.ndarray) -> dict[str, tuple[np.nda
     }
     for kind, roles in kinds.items():
         mine = events[events["role"].isin(roles)].drop_duplicates(["window", "position"])
-        row = np.searchsorted(windows, mine["window"].to_numpy())
-        found[kind] = (row, mine["position"].to_numpy())
+        row = np.searchsorted(windows, mine["window"].to_numpy(np.int64))
+        found[kind] = (row, mine["position"].to_numpy(np.int64))
     return found
 
 
