@@ -446,6 +446,30 @@ def forecast_places():
     ]
 
 
+def asked_latents(pattern):
+    return for_each_dictionary(pattern) if ASKS_EXPLAINER else []
+
+
+def forecast_latents():
+    """Param: every dictionary, as `forecast_places`."""
+    places = []
+    for model, source, dictionary in latent_places():
+        names = Names(model=model, source=source, dictionary=dictionary)
+        explained = [
+            f"results/{model}/{source}/latents/{dictionary}/explanations/{name}.jsonl"
+            for name in judged_explainers()
+        ]
+        places.append(
+            {
+                "name": f"{model}, {source}, {dictionary}",
+                "model": model_folder(names),
+                "bos": config["models"][model]["bos"],
+                "explanations": explained,
+            }
+        )
+    return places
+
+
 # Resources, fitted on results/benchmarks: memory in MB and time in minutes, doubled with each attempt.
 
 
