@@ -28,6 +28,12 @@ rule prompts:
         prompt_files(),
 
 
+rule dictionaries:
+    """Sparse autoencoders and transcoders, trained or fetched, and measured."""
+    input:
+        dictionary_results(),
+
+
 rule latents:
     """Explained and scored latents of all dictionaries as tables and text."""
     input:

@@ -99,6 +99,11 @@ rule render_index:
         pages=for_each("results/report/{model}/{source}/heads.html"),
         summaries=for_each("results/{model}/{source}/heads/summary.csv"),
         headlines=for_each("results/{model}/{source}/heads/headline.json"),
+        latent_pages=for_each_dictionary(
+            "results/report/{model}/{source}/latents/{dictionary}.html"
+        ),
+        latent_summaries=for_each_dictionary(f"{LATENTS}/summary.csv"),
+        latent_headlines=for_each_dictionary(f"{LATENTS}/headline.json"),
     output:
         index="results/report/index.html",
     log:
@@ -115,6 +120,7 @@ rule render_index:
         gpu=0,
     params:
         names=[[model, source] for model in MODELS for source in SOURCES],
+        latent_names=[list(place) for place in latent_places()],
         code=script_digest("render_index"),
     script:
         "../scripts/render_index.py"
