@@ -1,7 +1,7 @@
 """Link the reports of all models and sources on one page.
 
-Inputs: the pages, the summaries and the headline numbers, one each for every entry of ``names``, and the same of latents
-for every entry of ``latent_names``. Output: index.html.
+Inputs: the pages, the summaries and the headline numbers, one each for every entry of ``names``, and the same of
+latents for every entry of ``latent_names``. Output: index.html.
 """
 
 import os

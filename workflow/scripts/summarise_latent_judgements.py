@@ -1,4 +1,4 @@
-"""Summarise what a judge answered about latents: scores with intervals, gains over program and look-up, controls, failures, spend.
+"""Summarise what a judge answered about latents: scores with intervals, gains, controls, failures, spend.
 
 Inputs: items.parquet, judgements.parquet, judge_usage.parquet.
 Output: judge_scores.parquet (one row per unit, explainer, scorer, metric and control; planted units among them).

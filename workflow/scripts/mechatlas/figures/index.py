@@ -99,9 +99,9 @@ def _latents(entries: Sequence[LatentEntry]) -> str:
     rows = [_latent_row(entry, name) for entry in entries for name in entry.headlines["explainers"]]
     return (
         "<h2>Latents of dictionaries</h2>"
-        "<p>The most important latents of each layer are explained in the same way. Correlation: of predicted and true "
-        "activation on all tokens of test documents. Steering AUC: how often steering by a latent promotes a token that "
-        "follows where its explanation says it is active more than one that follows anywhere; 0.5 is chance.</p>"
+        "<p>The most important latents of each layer are explained likewise. Correlation: of predicted and true "
+        "activation on all tokens of test documents. Steering AUC: how often steering by a latent promotes a token "
+        "that follows where its explanation says it is active more than one that follows anywhere; 0.5 is chance.</p>"
         f"{table(columns, rows).text}"
     )
 

@@ -5,7 +5,7 @@ the same questions. Active and inactive items come in groups that are shown with
 length nor position gives an answer away. One table holds the items of all units and scorers, one row each:
 
 ``unit``, ``layer``, ``head``, ``kind``, ``scorer``; ``item`` and ``group`` (unique within unit and scorer); ``role``
-(``active``, ``negative_...``, ``quiet``, ``place``, ``own``, ``intruder``); ``label`` (whether the answer is yes);
+(``active``, ``negative_...``, ``quiet``, ``place``, ``random_place``, ``own``, ``intruder``, ``random``); ``label`` (whether the answer is yes);
 ``strength`` (attention or activation); ``doc``, ``window``, ``query``, ``key``; ``pieces`` (the excerpt as JSON);
 ``program_prediction`` and ``lookup_prediction``; ``weight`` (of the scorer "firing": how many test tokens an item
 stands for); ``reason``. A scorer that cannot be used on a unit has one row with an
@@ -41,6 +41,8 @@ COLUMNS = (
         "reason",
     ),
 )
+#: Role of tokens of stretches that were drawn at random (latents).
+RANDOM_PLACE = "random_place"
 #: Longest stretch of text of a simulation, in tokens.
 STRETCH = 24
 #: Items of an intruder trial, the intruder included.
@@ -219,7 +221,8 @@ def simulation(activity: Activity, settings: ItemSettings, unit: str) -> Drafts:
             query, key = (stretch.stop - 1, at) if pair else (at, -1)
             place = Place(stretch.window, stretch.doc, query, key, strength)
             pieces = (activity.token(stretch.window, at),)
-            drafts.append(Draft(group, "place", stretch.active, place, pieces))
+            role = RANDOM_PLACE if stretch.random else "place"
+            drafts.append(Draft(group, role, stretch.active, place, pieces))
     return _enough(drafts, len(stretches), settings.sequences, "stretches of text", "")
 
 

@@ -146,7 +146,8 @@ class LatentActivity:
             start = max(1, stop - longest)
             values, active = self.values[r, start:stop], bool(inside[at])
             window, doc = int(self.windows[r]), str(self.docs[r])
-            found.append(Stretch(window, doc, start, stop, values, active))
+            drawn = number % 2 == 1
+            found.append(Stretch(window, doc, start, stop, values, active, drawn))
         return found
 
     def room(self, place: Place) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from mechatlas.score.judge.items import RANDOM_PLACE
 from mechatlas.stats.bootstrap import interval, replicate
 from mechatlas.stats.ranking import roc_auc
 
@@ -31,6 +32,9 @@ METRICS = {
 #: Where a metric stands when answers know nothing; None where that depends on the unit.
 CHANCE = {"auc": 0.5, "balanced_accuracy": 0.5, "f1": None, "correlation": 0.0, "top1": None}
 CHANCE |= {"accuracy": 0.2, "precision": None, "recall": None}
+#: Over the stretches that were drawn at random alone, where there are such.
+RANDOM_ONLY = "correlation_random_only"
+CHANCE[RANDOM_ONLY] = 0.0
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 
@@ -80,6 +84,8 @@ def judge_interval(
 
 def metric_names(scorer: str, roles: pd.Series) -> tuple[str, ...]:
     """Return the metrics of a scorer, given the roles of its items."""
+    if scorer == "simulation" and (roles == RANDOM_PLACE).any():
+        return (*METRICS[scorer], RANDOM_ONLY)
     if scorer != "pair_auc":
         return METRICS[scorer]
     return tuple(f"auc_{role}" for role in sorted(set(roles)) if role.startswith("negative_"))
@@ -103,6 +109,8 @@ def prepare(
     if scorer == "pair_auc":
         items = items[items["role"].isin(("active", metric.removeprefix("auc_")))]
         items = items[items.groupby("group")["role"].transform("nunique") == 2]
+    if metric == RANDOM_ONLY:
+        items = items[items["role"] == RANDOM_PLACE]
     items = complete_groups(items)
     at = items["doc"].map(documents).to_numpy(dtype=np.int64)
     size = len(documents)
@@ -122,7 +130,7 @@ def prepare(
         least = {JUDGE: YES, PROGRAM: threshold, LOOKUP: threshold}
         sums = {n: _weighted(v >= least[n], labels, weight, at, size) for n, v in columns.items()}
         statistic = precision if metric == "precision" else recall
-    elif metric == "correlation":
+    elif metric in ("correlation", RANDOM_ONLY):
         truth = items["strength"].to_numpy(np.float64)
         sums = {name: _moments(v, truth, at, size) for name, v in columns.items()}
         statistic = correlation
