@@ -5,11 +5,11 @@ the same questions. Active and inactive items come in groups that are shown with
 length nor position gives an answer away. One table holds the items of all units and scorers, one row each:
 
 ``unit``, ``layer``, ``head``, ``kind``, ``scorer``; ``item`` and ``group`` (unique within unit and scorer); ``role``
-(``active``, ``negative_...``, ``quiet``, ``place``, ``random_place``, ``own``, ``intruder``, ``random``); ``label`` (whether the answer is yes);
-``strength`` (attention or activation); ``doc``, ``window``, ``query``, ``key``; ``pieces`` (the excerpt as JSON);
-``program_prediction`` and ``lookup_prediction``; ``weight`` (of the scorer "firing": how many test tokens an item
-stands for); ``reason``. A scorer that cannot be used on a unit has one row with an
-empty ``item`` and the reason.
+(``active``, ``negative_...``, ``quiet``, ``place``, ``random_place``, ``own``, ``intruder``, ``random``); ``label``
+(whether the answer is yes); ``strength`` (attention or activation); ``doc``, ``window``, ``query``, ``key``; ``pieces``
+(the excerpt as JSON); ``program_prediction`` and ``lookup_prediction``; ``weight`` (of the scorer "firing": how many
+test tokens an item stands for); ``reason``. A scorer that cannot be used on a unit has one row with an empty ``item``
+and the reason.
 """
 
 from __future__ import annotations
