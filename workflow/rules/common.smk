@@ -453,23 +453,30 @@ def codes_of(wildcards):
 
 def latent_sizes(wildcards):
     """Param: which latents, and the controls that have activations; a control model has none itself."""
-    names = ("max_latents", "neighbours", "dense_rate")
-    directions = bool(latent_controls("random_direction")(wildcards))
-    return {name: config["latents"][name] for name in names} | {"random_directions": directions}
+    return {
+        "max_latents": config["latents"]["max_latents"],
+        "neighbours": config["latents"]["neighbours"],
+        "dense_rate": config["latents"]["dense_rate"],
+        "random_directions": bool(latent_controls("random_direction")(wildcards)),
+    }
 
 
 def latent_event_sizes():
     """Param: how many events of each kind."""
-    own = {name: config["latents"][name] for name in ("topk", "negatives")}
+    own = {"topk": config["latents"]["topk"], "negatives": config["latents"]["negatives"]}
     shared = ("max_per_document", "quantiles", "events_per_quantile", "random_events")
     return own | {name: config["capture"][name] for name in shared}
 
 
 def measure_sizes():
     """Param: how much is measured in the running model."""
-    names = ("causal_windows", "steering_windows", "divergence", "active_share")
-    sizes = {name: config["latents"][name] for name in names}
-    return sizes | {"batch_windows": config["capture"]["batch_windows"]}
+    return {
+        "causal_windows": config["latents"]["causal_windows"],
+        "steering_windows": config["latents"]["steering_windows"],
+        "divergence": config["latents"]["divergence"],
+        "active_share": config["latents"]["active_share"],
+        "batch_windows": config["capture"]["batch_windows"],
+    }
 
 
 def latent_controls(*kinds):
