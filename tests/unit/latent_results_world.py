@@ -65,8 +65,8 @@ def write_world(folder: Path, rules: Mapping[int, Rule] | None = None, layers: i
     events, activations = [], []
     for layer in range(layers):
         for place, (latent, own) in enumerate(codes.items()):
-            near = [order[(place + 1) % len(order)]]
-            roles = {"negative_similar": near, "negative_coactive": near}
+            near, other = (order[(place + step) % len(order)] for step in (1, 2))
+            roles = {"negative_similar": [near], "negative_coactive": [other]}
             found = latent_events(own, windows, random, roles, codes.__getitem__, EVENTS)
             found = found.assign(layer=layer, latent=latent)
             window = found["window"].to_numpy(np.int64)
