@@ -26,6 +26,12 @@ SMALL = {
     },
     "sampling": {"windows": 90, "window_len": 48, "pattern_windows": 8},
     "capture": {"chunk_windows": 50, "topk": 40},
+    "dictionaries": {
+        "transcoder": {
+            **{"kind": "trained", "models": ["mine"], "reads": "mlp_in", "writes": "mlp_out"},
+            **{"latents": 48, "k": 4, "tokens": 2048, "batch_tokens": 128, "dead_tokens": 500},
+        }
+    },
     "explain": {"programs": {"steps": 5, "rule_windows": 3}},
     "score": {
         "bootstrap": 50,
@@ -97,6 +103,18 @@ def test_every_head_of_both_architectures_is_explained_and_scored(run: Path) -> 
         }
         unscored = scores[scores["status"] == "unscored"]
         assert unscored["value"].isna().all() and unscored["reason"].str.len().gt(0).all()
+
+
+def test_dictionaries_are_trained_and_measured(run: Path) -> None:
+    folder = run / "results" / "mine" / "synthetic-wiki" / "dictionaries"
+    table = pd.read_parquet(folder / "transcoder" / "evaluation.parquet")
+    value = table.set_index(["layer", "metric"])["value"]
+    assert {layer for layer, _ in value.index} == {0, 1}
+    assert value[0, "l0"] <= 4 and 0 < value[0, "fvu"] < 1.2
+    assert len(pd.read_parquet(folder / "transcoder" / "training.parquet")) == 2 * 16
+    assert len(pd.read_parquet(folder / "frontier.parquet")) == 2
+    assert (folder / "frontier.svg").read_text().startswith("<svg")
+    assert not (folder / "transcoder" / "checkpoints").exists()
 
 
 def test_no_document_is_in_two_splits_and_test_documents_are_scored(run: Path) -> None:

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from torch import Tensor
 
+from mechatlas.circuits.averages import head_columns, mean_rows
+from mechatlas.circuits.components import mlp_name
+from mechatlas.circuits.effects import REPLICATES, effect_rows
 from mechatlas.models.transformer import Transformer
 
 
@@ -68,6 +72,47 @@ def direct_attribution(
         embedding=(seen["embed", 0] * read).sum(-1),
         biases=biases + torch.zeros(len(tokens), dtype=model.dtype, device=model.device),
     )
+
+
+def attribution_table(
+    attribution: DirectAttribution,
+    *,
+    seed: int,
+    confidence: float = 0.95,
+    replicates: int = REPLICATES,
+) -> pd.DataFrame:
+    """Average a direct attribution over prompts.
+
+    Returns
+    -------
+    DataFrame
+        One row per head, MLP, and one each for ``embed`` and ``bias``: ``component``, ``kind`` (head, mlp,
+        other), ``layer`` and ``head`` (-1 where there is none), ``prompts``, ``logits`` (mean part of the logit
+        difference) and ``share`` (of the mean logit difference, a ratio of means), with ``_low`` and ``_high``
+        (bootstrap over prompts), ``p_fdr`` (two-sided, Benjamini-Hochberg over all rows). The shares add up to 1.
+    """
+    layers, heads = attribution.heads.shape[1:]
+    table = head_columns(layers, heads).assign(kind="head")
+    mlps = {"component": [mlp_name(n) for n in range(layers)], "layer": range(layers)}
+    other = pd.DataFrame({"component": ["embed", "bias"], "layer": -1})
+    table = pd.concat(
+        [
+            table,
+            pd.DataFrame(mlps).assign(head=-1, kind="mlp"),
+            other.assign(head=-1, kind="other"),
+        ],
+        ignore_index=True,
+    )[["component", "kind", "layer", "head"]]
+    parts = [attribution.heads.flatten(1), attribution.mlps]
+    parts += [attribution.embedding[:, None], attribution.biases[:, None]]
+    values = torch.cat(parts, dim=1).T.double().cpu().numpy()
+    options = {"seed": seed, "confidence": confidence, "replicates": replicates}
+    logits = mean_rows(values, **options)
+    share = effect_rows(values, attribution.total.double().cpu().numpy(), **options)
+    table["prompts"] = logits["prompts"]
+    table[["logits", "logits_low", "logits_high"]] = logits[["mean", "low", "high"]]
+    table[["share", "share_low", "share_high"]] = share[["effect", "low", "high"]]
+    return table.assign(p_fdr=share["p_fdr"])
 
 
 def _reader(model: Transformer, x: Tensor, direction: Tensor) -> Tensor:

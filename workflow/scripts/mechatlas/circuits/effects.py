@@ -8,7 +8,7 @@ small gap can dominate. Both are reported; intervals come from resampling pairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,12 @@ import pandas as pd
 from mechatlas.circuits.components import head_name, mlp_name
 from mechatlas.circuits.patching import HEAD_POINTS, Sweep
 from mechatlas.io import UserError, rng_for
-from mechatlas.stats.bootstrap import adjust_fdr, document_weights
+from mechatlas.stats.bootstrap import (
+    adjust_fdr,
+    document_weights,
+    intervals,
+    sign_p_values,
+)
 
 SMALL_GAP = 0.05  # of the mean absolute gap: below it a pair has no ratio of its own
 REPLICATES = 1000
@@ -58,13 +63,13 @@ def effect_rows(
         ratio = _sums(np.where(known, change, 0.0), weights) / _sums(known * gap, weights)
         mean = _sums(per_pair, weights) / _sums((known & wide).astype(float), weights)
     out = {"pairs": known.sum(1), "change": _nan_mean(change)}
-    out["effect"], out["low"], out["high"] = ratio[:, 0], *_quantiles(ratio, confidence)
+    out["effect"], out["low"], out["high"] = ratio[:, 0], *intervals(ratio, confidence)
     out["mean_of_ratios"], out["ratio_low"], out["ratio_high"] = (
         mean[:, 0],
-        *_quantiles(mean, confidence),
+        *intervals(mean, confidence),
     )
     out["ratio_pairs"] = (known & wide).sum(1)
-    out["p"] = _sign_p(ratio)
+    out["p"] = sign_p_values(ratio)
     out["p_fdr"] = adjust_fdr(out["p"])
     return pd.DataFrame(out)
 
@@ -176,24 +181,6 @@ def _component(sweep: Sweep, layer: int, unit: int) -> str:
 def _sums(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return sums over resampled pairs, ``[C, replicates + 1]``, the observed sum first."""
     return values @ weights.T
-
-
-def _quantiles(values: np.ndarray, confidence: float) -> Iterable[np.ndarray]:
-    tail = (1 - confidence) / 2
-    finite = np.isfinite(values[:, 1:]).mean(1) >= 0.9
-    out = np.full((2, len(values)), np.nan)
-    if finite.any():
-        out[:, finite] = np.nanquantile(values[finite, 1:], [tail, 1 - tail], axis=1)
-    return out
-
-
-def _sign_p(values: np.ndarray) -> np.ndarray:
-    """Two-sided bootstrap p-values that effects are zero (as `mechatlas.stats.bootstrap.sign_p_value`)."""
-    drawn = values[:, 1:]
-    finite = np.isfinite(drawn).sum(1)
-    below = ((drawn <= 0).sum(1) + 1) / (finite + 1)
-    over = ((drawn >= 0).sum(1) + 1) / (finite + 1)
-    return np.where(finite > 0, np.minimum(1.0, 2 * np.minimum(below, over)), np.nan)
 
 
 def _nan_mean(values: np.ndarray) -> np.ndarray:

@@ -71,6 +71,32 @@ def sign_p_value(differences: np.ndarray) -> float:
     return float(min(1.0, 2 * min(below, above)))
 
 
+def intervals(values: np.ndarray, confidence: float) -> np.ndarray:
+    """Return `interval` of many statistics ``[C, replicates + 1]`` at once, ``[2, C]``."""
+    tail = (1 - confidence) / 2
+    drawn = values[:, 1:]
+    finite = np.isfinite(drawn)
+    out = np.full((2, len(values)), np.nan)
+    whole = finite.all(1)
+    if whole.any():
+        # Partial sorts instead of the slow path for missing values.
+        out[:, whole] = np.quantile(drawn[whole], [tail, 1 - tail], axis=1)
+    most = ~whole & (finite.mean(1) >= 0.9)
+    if most.any():
+        held = np.where(finite[most], drawn[most], np.nan)
+        out[:, most] = np.nanquantile(held, [tail, 1 - tail], axis=1)
+    return out
+
+
+def sign_p_values(values: np.ndarray) -> np.ndarray:
+    """Return `sign_p_value` of many differences ``[C, replicates + 1]`` at once, ``[C]``."""
+    drawn = values[:, 1:]
+    finite = np.isfinite(drawn).sum(1)
+    below = ((drawn <= 0).sum(1) + 1) / (finite + 1)
+    above = ((drawn >= 0).sum(1) + 1) / (finite + 1)
+    return np.where(finite > 0, np.minimum(1.0, 2 * np.minimum(below, above)), np.nan)
+
+
 def adjust_fdr(p_values: np.ndarray) -> np.ndarray:
     """Benjamini-Hochberg adjusted p-values; NaNs stay NaN and do not count as tests."""
     from scipy.stats import false_discovery_control

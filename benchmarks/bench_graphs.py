@@ -1,0 +1,210 @@
+"""An attribution graph at the shape of GPT-2 small: random weights, 2,048 features a layer, 16 tokens, float32.
+
+The time is compared with the linear floor, measured in the same run: the products with W_O and W_V that the gradients
+of all rows need, one gradient for each position up to the target's, and nothing else. Peak memory is that of a process
+of its own, which maps the transcoder's file. The peer (circuit-tracer, see peers/) is timed on the same weights where
+the path of its Python is given in MECHATLAS_PEER_CIRCUIT_TRACER.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+LAYERS, HEADS, WIDTH, VOCAB = 12, 12, 768, 50257
+FEATURES, TOKENS, PER_TOKEN = 2048, 16, 20
+BARS = {"graph / floor": 3.0, "peak MB": 1500.0, "largest gap": 1e-3}
+PEER = "MECHATLAS_PEER_CIRCUIT_TRACER"
+
+
+def make_model(vocab: int = VOCAB) -> Any:
+    """Return a random model."""
+    import torch
+
+    from mechatlas.models.config import ModelConfig
+    from mechatlas.models.transformer import Transformer
+    from mechatlas.models.weights import random_weights
+
+    config = ModelConfig(
+        "gpt2", LAYERS, HEADS, HEADS, WIDTH, WIDTH // HEADS, 4 * WIDTH, 1024, vocab, 1e-5, "gelu_new", True
+    )  # fmt: skip
+    return Transformer(config, random_weights(config, 0, "cpu", torch.float32), "")
+
+
+def prompt() -> Any:
+    """Return the prompt, int64 [TOKENS]."""
+    import torch
+
+    return torch.randint(1, 1000, (TOKENS,), generator=torch.Generator().manual_seed(1))
+
+
+def make_clt(model: Any, path: Path) -> None:
+    """Write a random transcoder whose biases let `PER_TOKEN` features of each layer and token be active."""
+    import torch
+
+    from mechatlas.dictionaries.activations import ReLU
+    from mechatlas.dictionaries.clt import CrossLayerTranscoder
+    from mechatlas.dictionaries.clt_formats import save_clt
+
+    generator, read = torch.Generator().manual_seed(2), []
+    with torch.inference_mode():
+        model.forward(prompt()[None], {"resid_mid": lambda x, layer: read.append(x[0])})
+    encoder = [torch.randn(FEATURES, WIDTH, generator=generator) for _ in range(LAYERS)]
+    bias = []
+    for rows, x in zip(encoder, read, strict=True):
+        pre = (x[1:] @ rows.mT).flatten()
+        cut = pre.kthvalue(pre.numel() - PER_TOKEN * (TOKENS - 1)).values
+        bias.append((-cut).expand(FEATURES).contiguous())
+    decoder = [
+        0.01 * torch.randn(FEATURES, LAYERS - i, WIDTH, generator=generator) for i in range(LAYERS)
+    ]
+    zero = [torch.zeros(WIDTH) for _ in range(LAYERS)]
+    save_clt(path, CrossLayerTranscoder(encoder, bias, decoder, zero, [ReLU()] * LAYERS), {})
+
+
+def make_graph(model: Any, path: Path) -> Any:
+    """Return the graph of the prompt."""
+    from mechatlas.circuits.graphs.attribute import attribute
+    from mechatlas.circuits.graphs.run import run_prompt
+    from mechatlas.dictionaries.clt_formats import load_clt
+
+    return attribute(run_prompt(model, load_clt(path), prompt()))
+
+
+def floor(model: Any, positions: list[int], layers: list[int]) -> None:
+    """Do the products with W_O and W_V for the gradients of features at these positions and layers."""
+    import torch
+
+    from mechatlas.circuits.backend import fast_matmul
+
+    w_o = [layer.w_o.mT for layer in model.weights.layers]
+    w_v = [layer.w_qkv[:, -WIDTH:].mT.contiguous() for layer in model.weights.layers]
+    where = torch.tensor(positions) * LAYERS + torch.tensor(layers)
+    counts = torch.bincount(where, minlength=TOKENS * LAYERS).view(TOKENS, LAYERS)
+    with fast_matmul(), torch.inference_mode():
+        for position, per_layer in enumerate(counts.tolist()):
+            g = torch.ones(sum(per_layer) * (position + 1), WIDTH)
+            started = 0
+            for layer in range(LAYERS - 1, -1, -1):
+                started += per_layer[layer] * (position + 1)
+                if started:
+                    (g[:started] @ w_o[layer]) @ w_v[layer]
+
+
+def measure(job: Any, repeats: int) -> tuple[float, float, Any]:
+    """Return wall and CPU seconds of the fastest repeat, and the last result."""
+    best, result = (float("inf"), float("inf")), None
+    for _ in range(repeats):
+        wall, cpu = time.perf_counter(), time.process_time()
+        result = job()
+        best = min(best, (time.perf_counter() - wall, time.process_time() - cpu))
+    return *best, result
+
+
+def peak(path: Path) -> float:
+    """Return the peak resident memory in MB of a process that makes the model and the graph."""
+    command = [sys.executable, __file__, "--single", str(path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])["peak_mb"]
+
+
+def peer(path: Path, graph: Any) -> dict[str, Any] | None:
+    """Time the peer on the same weights and compare its edges with ours; None where it is not installed."""
+    import numpy as np
+
+    from mechatlas.circuits.graphs.graph import LOGIT
+    from mechatlas.dictionaries.clt_formats import load_clt, write_circuit_tracer
+    from mechatlas.io import read_arrays
+
+    python = os.environ.get(PEER)
+    if not python:
+        return None
+    folder = path.parent / "circuit-tracer"
+    write_circuit_tracer(folder, load_clt(path))
+    script = Path(__file__).parent / "peers" / "run_circuit_tracer.py"
+    targets = graph.feature[graph.kind == LOGIT].tolist()
+    given = [json.dumps(prompt().tolist()), json.dumps(targets)]
+    subprocess.run([python, str(script), str(folder), *given], check=True)
+    found = read_arrays(folder / "graph.safetensors")
+    ours, theirs = graph.shared().edges.toarray(), found["adjacency"]
+    largest = float(np.abs(theirs).max())
+    return {
+        "wall_s": float(found["seconds"][0]),
+        "peak_mb": float(found["peak_mb"][0]),
+        "largest_difference": float(np.abs(ours - theirs).max()) / largest,
+    }
+
+
+def run(quick: bool = False) -> dict[str, Any]:
+    """Run the whole benchmark and return its results."""
+    import numpy as np
+    import torch
+
+    from mechatlas.circuits.graphs.graph import FEATURE
+
+    before, model = os.getloadavg(), make_model()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clt.safetensors"
+        make_clt(model, path)
+        wall, cpu, graph = measure(lambda: make_graph(model, path), 1 if quick else 3)
+        features = graph.kind == FEATURE
+        places = graph.position[features].tolist(), graph.layer[features].tolist()
+        floor_wall, floor_cpu, _ = measure(lambda: floor(model, *places), 1 if quick else 3)
+        memory, other = peak(path), peer(path, graph)
+    rows = int(graph.has_row.sum())
+    gaps = np.abs(graph.gaps()[graph.has_row]) / np.abs(graph.total[graph.has_row]).max()
+    reached = {
+        "graph / floor": cpu / floor_cpu,
+        "peak MB": memory,
+        "largest gap": float(gaps.max()),
+    }
+    return {
+        "what": f"graph of {TOKENS} tokens, {int(features.sum())} active features, {graph.edges.nnz} edges",
+        "threads": torch.get_num_threads(),
+        "graph": {"wall_s": wall, "cpu_s": cpu, "ms_per_row": 1e3 * wall / rows},
+        "floor": {"wall_s": floor_wall, "cpu_s": floor_cpu},
+        "peer": other,
+        "bars": {name: {"bar": BARS[name], "reached": value} for name, value in reached.items()},
+        "load_average": {"before": before, "after": os.getloadavg()},
+    }
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """Return the result as lines of text."""
+    lines = [result["what"]]
+    for name in ("graph", "floor"):
+        t = result[name]
+        lines.append(f"{name:<8}{t['wall_s']:>8.2f} s{t['cpu_s']:>8.2f} CPU s")
+    lines.append(f"{result['graph']['ms_per_row']:.2f} ms per row")
+    other = result["peer"]
+    if other is None:
+        lines.append(f"peer: not installed (set {PEER} to its Python)")
+    else:
+        lines.append(
+            f"peer: {other['wall_s']:.1f} s, {other['peak_mb']:.0f} MB, "
+            f"largest difference of edges {other['largest_difference']:.1e} of the largest edge"
+        )
+    for name, entry in result["bars"].items():
+        verdict = "met" if entry["reached"] <= entry["bar"] else "MISSED"
+        lines.append(f"{name}: {entry['reached']:.3g}, bar {entry['bar']:g}: {verdict}")
+    before, after = result["load_average"]["before"][0], result["load_average"]["after"][0]
+    return [
+        *lines,
+        f"threads {result['threads']}, load average {before:.1f} before, {after:.1f} after",
+    ]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--single", type=Path, required=True)
+    make_graph(make_model(), parser.parse_args().single)
+    status = Path("/proc/self/status").read_text().splitlines()
+    high = next(line for line in status if line.startswith("VmHWM"))
+    print(json.dumps({"peak_mb": int(high.split()[1]) / 1024}))

@@ -1,0 +1,1 @@
+"""Attribution graphs: which features of a transcoder carry one prompt to its logits."""
