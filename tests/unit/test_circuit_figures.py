@@ -325,12 +325,12 @@ def test_tasks_are_compared(found: CircuitResults) -> None:
 def test_index_links_the_page_of_circuits(found: CircuitResults) -> None:
     circuit = found.tasks["ioi"].circuit
     entry = CircuitEntry("m <b>", "ioi", "m/circuits.html", circuit)
-    text = index_page([], {}, [entry])
+    text = index_page([], {}, circuits=[entry])
     assert "<a href='m/circuits.html'>" in text and "<td>m &lt;b&gt;</td>" in text
     assert "84.0 [79.0, 88.0]" in text and "20.0, 55.0, 0.050" in text
     assert "<h2>Circuits" not in index_page([], {})
     circuit = {**circuit, "controls": {}}
-    assert "–, –, –" in index_page([], {}, [CircuitEntry("m", "ioi", "x", circuit)])
+    assert "–, –, –" in index_page([], {}, circuits=[CircuitEntry("m", "ioi", "x", circuit)])
 
 
 def test_notebook_runs_and_its_page_refers_to_nothing(tmp_path: Path) -> None:

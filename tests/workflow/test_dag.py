@@ -19,6 +19,10 @@ from conftest import copy_workflow, job_counts, snakemake, write_yaml
 
 FROM_SCORES = {"report_heads", "render_heads", "render_index", "write_manifest", "all"}
 
+DICTIONARY = ("train_sae", "evaluate_sae", "draw_frontier")
+FROM_LATENTS = ("score_latents", "report_latents", "render_latents")
+LATENTS = ("capture_latents", "merge_latents", "explain_latents", "measure_latents", *FROM_LATENTS)
+
 
 def jobs(
     models: int, sources: int, chunks: int, *, control: bool = True, dictionaries: int = 1
@@ -36,7 +40,8 @@ def jobs(
         "capture_heads": captured * chunks,
         **dict.fromkeys(both, captured),
         **dict.fromkeys(trained, pairs),
-        **dict.fromkeys(("train_sae", "evaluate_sae", "draw_frontier") if dictionaries else (), 1),
+        **dict.fromkeys((*DICTIONARY, *LATENTS) if dictionaries else (), 1),
+        **({"capture_latents": chunks} if dictionaries else {}),
         **{"render_index": 1, "write_manifest": 1, "all": 1},
     }
 
@@ -171,7 +176,7 @@ CHANGES = {
     ),
     "bootstrap": (
         ["score={bootstrap: 500}"],
-        FROM_SCORES | {"summarise_scores", "evaluate_sae", "draw_frontier"},
+        FROM_SCORES | {"summarise_scores", "evaluate_sae", "draw_frontier", *FROM_LATENTS},
     ),
     "programs": (
         ["explain={programs: {max_parts: 2}}"],

@@ -35,7 +35,7 @@ WITHOUT = {
 }
 # Rules that only name what others make.
 TARGETS = {
-    *("all", "circuits", "dictionaries", "heads", "figures", "prompts", "report_all"),
+    *("all", "circuits", "dictionaries", "heads", "figures", "latents", "prompts", "report_all"),
     "retrain_demo_models",
 }
 
@@ -224,6 +224,8 @@ def test_scripts_without_tensors_import_no_torch() -> None:
         "prune_nodes",
         "trace_edges",
         "compare_circuits",
+        "capture_latents",
+        "measure_latents",
     }
     light = sorted(WORKING.keys() - with_tensors)
     code = (

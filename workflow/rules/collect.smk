@@ -39,3 +39,9 @@ rule dictionaries:
     """Sparse autoencoders and transcoders, trained or fetched, and measured."""
     input:
         dictionary_results(),
+
+
+rule latents:
+    """Explained and scored latents of all dictionaries as tables and text."""
+    input:
+        for_each_dictionary(f"{LATENTS}/report.md", f"{LATENTS}/summary.csv"),
