@@ -28,6 +28,7 @@ from mechatlas.io import (
     write_json,
     write_table,
 )
+from mechatlas.models.points import point_width
 from mechatlas.models.transformer import POINTS, Transformer
 
 logger = logging.getLogger("mechatlas")
@@ -266,7 +267,7 @@ class _Sweep:
         for point in self.settings.activations:
             for layer in range(1 if point in SINGLE else config.n_layers):
                 arrays = {
-                    "activations": ("float32", (len(own) * length, _width(point, config))),
+                    "activations": ("float32", (len(own) * length, point_width(point, config))),
                     "windows": ("int32", (len(own),)),
                 }
                 shard = ShardWriter(self.folder / activation_file(point, layer), arrays, self.facts)
@@ -316,18 +317,6 @@ def _batches(windows_path: str | Path, grid: range) -> Iterator[Windows]:
         part = read_windows(windows_path, first, first + block)
         for start in range(0, min(block, grid.stop - first), grid.step):
             yield part[start : start + grid.step]
-
-
-def _width(point: str, config: Any) -> int:
-    heads = {
-        "q": config.n_heads,
-        "z": config.n_heads,
-        "k": config.n_kv_heads,
-        "v": config.n_kv_heads,
-    }
-    if point in heads:
-        return heads[point] * config.d_head
-    return config.d_mlp if point in ("mlp_pre", "mlp_post") else config.d_model
 
 
 def _check(settings: CaptureSettings) -> None:

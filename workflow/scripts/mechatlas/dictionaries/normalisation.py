@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mechatlas.io import UserError
 
-KINDS = ("none", "layer_norm", "unit_norm")
+KINDS = ("none", "layer_norm", "unit_norm", "centre")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Normalisation:
     ----------
     kind : str
         ``none``; ``layer_norm``: less the mean, divided by standard deviation (n - 1) plus ``eps``;
-        ``unit_norm``: scaled to the norm sqrt(d).
+        ``unit_norm``: scaled to the norm sqrt(d); ``centre``: less the mean.
     eps : float
         Of ``layer_norm``.
     """
@@ -40,7 +40,7 @@ class Normalisation:
             return centred / (x.std(-1, keepdim=True) + self.eps)
         if self.kind == "unit_norm":
             return x * (x.shape[-1] ** 0.5 / x.norm(dim=-1, keepdim=True))
-        return x
+        return x - x.mean(-1, keepdim=True) if self.kind == "centre" else x
 
     def undo(self, y: Tensor, x: Tensor | None) -> Tensor:
         """Bring reconstructions ``[N, d]`` back to the scale of the inputs ``x [N, d]``.
@@ -60,6 +60,8 @@ class Normalisation:
             )
         if self.kind == "layer_norm":
             return y * x.std(-1, keepdim=True) + x.mean(-1, keepdim=True)
+        if self.kind == "centre":
+            return y + x.mean(-1, keepdim=True)
         return y * (x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5)
 
     def config(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -15,7 +15,12 @@ logger = logging.getLogger("mechatlas")
 
 
 def progress(
-    iterable: Iterable[T], *, total: int | None = None, desc: str = "", unit: str = "it"
+    iterable: Iterable[T],
+    *,
+    total: int | None = None,
+    desc: str = "",
+    unit: str = "it",
+    status: Callable[[], str] | None = None,
 ) -> Iterator[T]:
     """Iterate and report rate and remaining time.
 
@@ -29,18 +34,26 @@ def progress(
         Number of items; taken from ``len(iterable)`` when possible.
     desc, unit : str
         What is being done and what one item is called.
+    status : callable, optional
+        Returns what else each line says, such as the loss of a training.
     """
     if total is None and hasattr(iterable, "__len__"):
         total = len(iterable)  # type: ignore[arg-type]
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        yield from tqdm(iterable, total=total, desc=desc, unit=unit)
+        bar = tqdm(iterable, total=total, desc=desc, unit=unit)
+        for item in bar:
+            yield item
+            if status:
+                bar.set_postfix_str(status(), refresh=False)
         return
-    yield from _logged(iterable, total, desc, unit)
+    yield from _logged(iterable, total, desc, unit, status or str)
 
 
-def _logged(iterable: Iterable[T], total: int | None, desc: str, unit: str) -> Iterator[T]:
+def _logged(
+    iterable: Iterable[T], total: int | None, desc: str, unit: str, status: Callable[[], str]
+) -> Iterator[T]:
     start = last = time.monotonic()
     done, logged = 0, -1
     for item in iterable:
@@ -49,14 +62,14 @@ def _logged(iterable: Iterable[T], total: int | None, desc: str, unit: str) -> I
         now = time.monotonic()
         if now - last >= LOG_EVERY_SECONDS:
             last, logged = now, done
-            logger.info(_line(desc, unit, done, total, now - start))
+            logger.info(_line(desc, unit, done, total, now - start, status()))
     if done != logged:
-        logger.info(_line(desc, unit, done, total, time.monotonic() - start))
+        logger.info(_line(desc, unit, done, total, time.monotonic() - start, status()))
 
 
-def _line(desc: str, unit: str, done: int, total: int | None, elapsed: float) -> str:
+def _line(desc: str, unit: str, done: int, total: int | None, elapsed: float, status: str) -> str:
     rate = done / elapsed if elapsed > 0 else float("inf")
     line = f"{desc}: {done}{f'/{total}' if total else ''} {unit}, {rate:.1f} {unit}/s"
     if total and 0 < done < total:
         line += f", {(total - done) / rate:.0f} s left"
-    return line
+    return f"{line}, {status}" if status else line

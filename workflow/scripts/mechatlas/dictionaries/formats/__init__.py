@@ -1,0 +1,1 @@
+"""Formats in which others publish dictionaries."""
