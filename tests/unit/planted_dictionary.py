@@ -32,7 +32,10 @@ def planted(
 
 
 def write_chunk(
-    folder: Path, places: dict[tuple[str, int], np.ndarray], first: int = 0, window_len: int = WINDOW_LEN
+    folder: Path,
+    places: dict[tuple[str, int], np.ndarray],
+    first: int = 0,
+    window_len: int = WINDOW_LEN,
 ) -> Path:
     """Write one chunk with activations [windows * window_len, d] for each place."""
     folder.mkdir(parents=True, exist_ok=True)

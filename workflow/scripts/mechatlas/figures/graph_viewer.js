@@ -118,7 +118,7 @@ function item(unit, near, clicked) {
     itemStyle: { color: colour(kind.colour), opacity: clicked === null || near.has(unit.key) || unit.key === clicked ? 1 : 0.35,
       borderColor: colour("--ink"), borderWidth: picked ? 2.5 : unit.key === clicked ? 2 : 0.4 },
     label: { show: Boolean(unit.group) || unit.kind === "logit", position: "top", color: colour("--ink"), fontSize: 11,
-      formatter: () => (unit.group ? unit.name : nodes[unit.members[0]].short).slice(0, 28) },
+      formatter: () => (unit.group ? unit.name : nodes[unit.members[0]].short).slice(0, unit.group ? 28 : 13) },
   };
 }
 function axis({ min, max, formatter, rotate }) {
