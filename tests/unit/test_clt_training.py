@@ -181,13 +181,15 @@ def test_a_checkpoint_of_other_settings_is_not_used(world, tmp_path):
     assert same(clt, run(chunk, tmp_path / "fresh")[0])
 
 
-def test_training_stops_when_validation_gets_no_better(world, tmp_path):
+def test_training_stops_when_validation_gets_no_better(world, tmp_path, monkeypatch):
     chunk, *_ = world
-    settings = replace(SETTINGS, activation="relu", patience=2, learning_rate=1e-15)
+    errors = iter([0.5, 0.4, 0.41, 0.4, 0.1])  # equal is no better
+    monkeypatch.setattr(CltTrainer, "validation_fvu", lambda self, stream: next(errors))
+    settings = replace(SETTINGS, patience=2, tokens=128 * 60)
     _, history = run(chunk, tmp_path, settings)
-    assert len(history) == 24  # checks after 8 (the best), 16 and 24
+    assert len(history) == 32  # the fourth check
     _, again = run(chunk, tmp_path, settings)
-    assert torch.equal(history, again)
+    assert torch.equal(history, again) and next(errors) == 0.1  # the checkpoint remembers
 
 
 def test_bfloat16_is_close(world, tmp_path):
