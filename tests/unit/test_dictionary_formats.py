@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from mechatlas.dictionaries.activations import TopK
 from mechatlas.dictionaries.autoencoder import SparseAutoencoder
-from mechatlas.dictionaries.formats.openai import address, read_openai, write_openai
+from mechatlas.dictionaries.formats.openai import read_openai, write_openai
 from mechatlas.dictionaries.formats.saelens import is_saelens, read_saelens, write_saelens
 from mechatlas.dictionaries.formats.transcoders import read_transcoder
 from mechatlas.dictionaries.points import check_fits, from_lens_name, lens_name
+from mechatlas.dictionaries.published import address
 from mechatlas.io import UserError
 from mechatlas.models.config import read_config
 

@@ -34,7 +34,7 @@ rule capture_heads:
         events_per_quantile=config["capture"]["events_per_quantile"],
         random_events=config["capture"]["random_events"],
         pattern_dtype=config["capture"]["pattern_dtype"],
-        activations=config["capture"]["activations"],
+        activations=captured_points,
         seed=config["seed"],
         device=config["device"],
         dtype=config["dtype"],

@@ -26,3 +26,9 @@ rule prompts:
     """Clean and corrupted prompts of every task in the configuration, for every model."""
     input:
         prompt_files(),
+
+
+rule dictionaries:
+    """Sparse autoencoders and transcoders, trained or fetched, and measured."""
+    input:
+        dictionary_results(),

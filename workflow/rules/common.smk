@@ -13,8 +13,10 @@ REPOSITORY = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).re
 sys.path.insert(0, str(REPOSITORY / "workflow" / "scripts"))
 
 from mechatlas.config import RANDOM_SUFFIX, ConfigError, complete_config
-from mechatlas.config_files import find_path, model_files, source_files
+from mechatlas.config_files import dictionary_paths, find_path, model_files, source_files
 from mechatlas.corpus.stackexchange import dump_files
+from mechatlas.dictionaries.published import LAYERS as OPENAI_LAYERS
+from mechatlas.dictionaries.published import SITES as OPENAI_SITES
 from mechatlas.io.closure import closure_digest
 from mechatlas.io.digest import code_digest
 from mechatlas.io.errors import UserError
@@ -236,6 +238,7 @@ def every_result():
         *for_each("results/report/{model}/{source}/heads.html"),
         *for_each("results/report/{model}/{source}/heads.ipynb"),
         *prompt_files(),
+        *dictionary_results(),
         "results/report/index.html",
     ]
 
@@ -259,6 +262,125 @@ def task_files(wildcards):
     if "file" not in settings:
         return []
     return [shown(find_path(settings["file"], Path.cwd(), REPOSITORY))]
+
+
+# For dictionaries.
+
+DICTIONARIES = list(config["dictionaries"])
+TRAINED_HERE = [n for n in DICTIONARIES if config["dictionaries"][n]["kind"] == "trained"]
+FOREIGN = [name for name in DICTIONARIES if name not in TRAINED_HERE]
+NOTHING = r"(?!)"  # a pattern that matches no name
+NOT_TRAINING = ("kind", "models", "sources", "layers", "reads", "writes", "checkpoint_every")
+
+
+def dictionaries_of(model, source):
+    """The dictionaries that are for a model and a source, by name."""
+    entries = config["dictionaries"].items()
+    wanted = {"models": model, "sources": source}
+    return [
+        name
+        for name, entry in entries
+        if all(entry[key] is None or value in entry[key] for key, value in wanted.items())
+    ]
+
+
+def dictionary_places():
+    """Every (model, source, dictionary)."""
+    return [
+        (model, source, dictionary)
+        for model in MODELS
+        for source in SOURCES
+        for dictionary in dictionaries_of(model, source)
+    ]
+
+
+def dictionary_results():
+    """The files of all dictionaries, and the figures that compare them."""
+    folders = {f"results/{model}/{source}/dictionaries" for model, source, _ in dictionary_places()}
+    frontiers = expand(
+        "{folder}/frontier.{end}", folder=sorted(folders), end=["parquet", "svg", "png"]
+    )
+    files = ["weights", "evaluation.parquet", "latents.parquet"]
+    return frontiers + [
+        f"results/{model}/{source}/dictionaries/{dictionary}/{file}"
+        for model, source, dictionary in dictionary_places()
+        for file in files + ["training.parquet"] * (dictionary in TRAINED_HERE)
+    ]
+
+
+def dictionary_points(wildcards):
+    """What a dictionary that is trained here reads and writes."""
+    entry = config["dictionaries"][wildcards.dictionary]
+    return entry["reads"], entry["writes"] or entry["reads"]
+
+
+def captured_points(wildcards):
+    """Param: hook points that are stored: the configured ones, and what dictionaries of this model and source need."""
+    points = set(config["capture"]["activations"])
+    for name in dictionaries_of(wildcards.model, wildcards.source):
+        points.update(entry_points(config["dictionaries"][name]))
+    return sorted(points)
+
+
+def entry_points(entry):
+    """The hook points of an entry of the table of dictionaries."""
+    if entry["kind"] == "openai":
+        return [OPENAI_SITES[entry["site"]]]
+    if entry["kind"] == "trained":
+        return [entry["reads"], entry["writes"] or entry["reads"]]
+    return entry["points"]
+
+
+def training_settings(wildcards):
+    """Param: how a dictionary is trained."""
+    entry = config["dictionaries"][wildcards.dictionary]
+    return {key: value for key, value in entry.items() if key not in NOT_TRAINING}
+
+
+def checkpoint_every(wildcards, threads):
+    """Param that makes nothing run again (see `not_compared`)."""
+    return config["dictionaries"][wildcards.dictionary]["checkpoint_every"]
+
+
+def dictionary_digest(wildcards):
+    """Param: the SHA-256 that a download must have, if the configuration says it."""
+    digests = config["dictionaries"][wildcards.dictionary]["sha256"]
+    return {str(layer): digest for layer, digest in digests.items()}.get(wildcards.layer)
+
+
+def foreign_entries(wildcards):
+    """Param: format and place of each layer of a dictionary that others made."""
+    name = wildcards.dictionary
+    entry = config["dictionaries"][name]
+    if entry["kind"] == "openai":
+        place = {"format": "openai", "version": entry["version"], "site": entry["site"]}
+        folder = f"resources/downloads/dictionaries/{name}"
+        layers = OPENAI_LAYERS if entry["layers"] is None else entry["layers"]
+        return {layer: place | {"path": f"{folder}/{layer}.pt"} for layer in layers}
+    paths = dictionary_paths(entry, Path.cwd(), REPOSITORY)
+    # Transcoders are read by way of the config of their folder.
+    whole = entry["format"] == "circuit-tracer"
+    return {
+        layer: {"format": entry["format"], "path": shown(path.parent if whole else path)}
+        for layer, path in paths.items()
+    }
+
+
+def foreign_files(wildcards):
+    """The files of a dictionary that others made; none for one that is trained here."""
+    if wildcards.dictionary in TRAINED_HERE:
+        return []
+    entry = config["dictionaries"][wildcards.dictionary]
+    if entry["kind"] == "openai":
+        return [place["path"] for place in foreign_entries(wildcards).values()]
+    return [shown(path) for path in dictionary_paths(entry, Path.cwd(), REPOSITORY).values()]
+
+
+def evaluations_of(wildcards):
+    """The evaluations of all dictionaries of a model and source."""
+    folder = f"results/{wildcards.model}/{wildcards.source}/dictionaries"
+    names = dictionaries_of(wildcards.model, wildcards.source)
+    return [f"{folder}/{name}/evaluation.parquet" for name in names]
 
 
 # For the judge.
@@ -328,8 +450,15 @@ def weights_mb(wildcards):
     return math.ceil(sum(sizes) / 1e6) if sizes else 2000
 
 
-def memory(base, *, per_weight=0.0, per_window=0.0, per_pattern=0.0):
-    """Memory function: a base for the libraries plus what grows with model, windows and kept patterns."""
+def dictionary_mb(wildcards):
+    """Size of one layer of a dictionary, for a width of 1024."""
+    entry = config["dictionaries"][wildcards.dictionary]
+    published = 131072 if entry.get("version") == "_v5_128k" else 32768
+    return 2 * entry.get("latents", published) * 1024 * 4 / 1e6
+
+
+def memory(base, *, per_weight=0.0, per_window=0.0, per_pattern=0.0, per_latent=0.0):
+    """Memory function: a base for the libraries plus what grows with model, windows, patterns and dictionary."""
 
     def mem_mb(wildcards, attempt):
         sampling = config["sampling"]
@@ -338,6 +467,8 @@ def memory(base, *, per_weight=0.0, per_window=0.0, per_pattern=0.0):
         size = base + per_window * windows + per_pattern * patterns
         if per_weight:
             size += per_weight * weights_mb(wildcards)
+        if per_latent:
+            size += per_latent * dictionary_mb(wildcards)
         return math.ceil(size * 2 ** (attempt - 1))
 
     return mem_mb

@@ -17,15 +17,21 @@ from typing import Any
 import yaml
 from jsonschema import Draft202012Validator
 
-from mechatlas.config_files import check_model, check_results, check_source, find_path
+from mechatlas.config_files import (
+    check_dictionary,
+    check_model,
+    check_results,
+    check_source,
+    find_path,
+)
 from mechatlas.io.errors import UserError
 
 SCHEMA = Path(__file__).resolve().parents[2] / "schemas" / "config.schema.yaml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 RANDOM_SUFFIX = ".random"
 NULLS = (None, "null", "~", "")
-TABLES = ("models", "sources", "tasks")
-RESERVED = ("benchmarks", "report", "sources", "tasks")
+TABLES = ("models", "sources", "tasks", "dictionaries")
+RESERVED = ("benchmarks", "dictionaries", "graphs", "report", "sources", "tasks")
 
 Schema = Mapping[str, Any]
 
@@ -69,6 +75,7 @@ def complete_config(config: Mapping[str, Any], workdir: Path, repository: Path) 
     complete = _walk(_without_nulls(config), load_schema(), "", errors)
     if not errors:
         errors.extend(cross_check(complete, workdir, repository))
+        errors.extend(_check_places(complete["dictionaries"], config))
     if errors:
         raise ConfigError(errors)
     return complete
@@ -90,6 +97,8 @@ def cross_check(config: Mapping[str, Any], workdir: Path, repository: Path) -> I
             yield from check_model(f"models.{name}.path", folder, config["sampling"]["window_len"])
     for name, source in config["sources"].items():
         yield from check_source(f"sources.{name}", source, workdir, repository)
+    for name, dictionary in config["dictionaries"].items():
+        yield from check_dictionary(f"dictionaries.{name}", dictionary, workdir, repository)
     for name, task in config["tasks"].items():
         file = task.get("file")
         if file and not find_path(file, workdir, repository).is_file():
@@ -108,6 +117,18 @@ def _check_name(table: str, name: str) -> Iterator[str]:
         yield f"{key}: {name!r} is a reserved word ({', '.join(RESERVED)}); choose another name"
     elif name.endswith(RANDOM_SUFFIX):
         yield f"{key}: names ending in {RANDOM_SUFFIX} are kept for the random-weight control; rename it"
+
+
+def _check_places(
+    dictionaries: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yield models and sources of dictionaries that do not exist; those that are left out by null may be named."""
+    for name, dictionary in dictionaries.items():
+        for table in ("models", "sources"):
+            for place in dictionary[table] or ():
+                if place not in given[table]:
+                    near = _choices(place, list(given[table]))
+                    yield f"dictionaries.{name}.{table}: {place!r} is not among {table}; {near}"
 
 
 def _check_candidates(openai: Mapping[str, Any]) -> Iterator[str]:

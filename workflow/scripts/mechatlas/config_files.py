@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mechatlas.corpus import stackexchange, wikitext
+from mechatlas.dictionaries.published import check_published
 from mechatlas.io import UserError
 from mechatlas.models.config import read_config
 
@@ -93,6 +94,48 @@ def check_model(key: str, folder: Path, window_len: int) -> Iterator[str]:
         yield f"{key}: {folder} holds no weights; add its model.safetensors (other formats are not read)"
     for path in weights:
         yield from _check_weights(key, path)
+
+
+def dictionary_paths(
+    dictionary: Mapping[str, Any], workdir: Path, repository: Path
+) -> dict[int, Path]:
+    """Return the file (SAELens: the folder) of each layer of a dictionary of kind ``folder``."""
+    folder, layers = dictionary["folder"], dictionary["layers"]
+    if dictionary["format"] == "saelens":
+        found = {layer: folder.replace("{layer}", str(layer)) for layer in layers or ()}
+        return {layer: find_path(path, workdir, repository) for layer, path in found.items()}
+    root = find_path(folder, workdir, repository)
+    files = {int(p.stem[6:]): p for p in root.glob("layer_*.safetensors") if p.stem[6:].isdigit()}
+    wanted = sorted(files) if layers is None else layers
+    return {layer: files.get(layer, root / f"layer_{layer}.safetensors") for layer in wanted}
+
+
+def check_dictionary(
+    key: str, dictionary: Mapping[str, Any], workdir: Path, repository: Path
+) -> Iterator[str]:
+    """Yield what is wrong with the entry of a dictionary, as far as file names and settings tell."""
+    if dictionary["kind"] == "trained":
+        if dictionary["activation"] != "relu" and dictionary["k"] > dictionary["latents"]:
+            yield f"{key}.k: {dictionary['k']} is more than {key}.latents ({dictionary['latents']}); lower it"
+        if dictionary["tokens"] < dictionary["batch_tokens"]:
+            yield f"{key}.tokens: {dictionary['tokens']} is less than one batch ({dictionary['batch_tokens']})"
+        return
+    if dictionary["kind"] == "openai":
+        try:
+            for layer in dictionary["layers"] or (0,):
+                check_published(dictionary["site"], dictionary["version"], layer, key)
+        except UserError as error:
+            yield str(error)
+        return
+    if dictionary["format"] == "saelens" and dictionary["layers"] is None:
+        yield f"{key}.layers: a list of layers is needed for the format saelens"
+        return
+    paths = dictionary_paths(dictionary, workdir, repository)
+    if not paths:
+        yield f"{key}.folder: {dictionary['folder']!r} holds no layer_*.safetensors; correct the path"
+    for layer, path in paths.items():
+        if not path.exists():
+            yield f"{key}.folder: {path} does not exist, so there is no dictionary of layer {layer}"
 
 
 def check_results(folder: Path) -> Iterator[str]:

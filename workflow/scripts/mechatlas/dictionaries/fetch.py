@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from mechatlas.dictionaries.formats.openai import BASE, VERSIONS, address
+from mechatlas.dictionaries.published import BASE, VERSIONS, address
 from mechatlas.io.download import download, write_checksum
 
 logger = logging.getLogger("mechatlas")

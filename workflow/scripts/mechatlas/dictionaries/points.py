@@ -9,14 +9,6 @@ from mechatlas.io import UserError
 from mechatlas.models.config import ModelConfig
 from mechatlas.models.points import point_width
 
-#: Sites of OpenAI's autoencoders.
-SITES = {
-    "mlp_post_act": "mlp_post",
-    "resid_delta_mlp": "mlp_out",
-    "resid_delta_attn": "attn_out",
-    "resid_post_attn": "resid_mid",
-    "resid_post_mlp": "resid_post",
-}
 #: Hook names of TransformerLens within a block, which SAELens and circuit-tracer use.
 LENS_HOOKS = {
     "resid_pre": "hook_resid_pre",

@@ -22,10 +22,14 @@ class TrainingSettings:
         ``jumprelu`` with thresholds learned for a wanted L0.
     k : int
         Active latents per token: kept by ``topk`` and ``batchtopk``, aimed at by ``jumprelu``.
-    sparsity : float
-        Weight of the penalty of ``relu``, or of the deviation from ``k`` of ``jumprelu``.
+    sparsity : float, optional
+        Weight of the penalty of ``relu`` (by default 1.5 for ``l1`` and 4 for ``tanh``), or of the deviation from ``k``
+        of ``jumprelu`` (0.1).
     penalty : str
-        Of ``relu``: ``l1`` is the sum of a token's latents, ``tanh`` of their ``tanh``.
+        Of ``relu``: ``l1`` is the sum of a token's latents z, ``tanh`` that of tanh(c z), which does not shrink large
+        ones.
+    tanh_scale : float
+        That c.
     tokens, batch_tokens : int
         Tokens that training sees (more than there are: several epochs), and those of one step.
     buffer_windows : int
@@ -50,8 +54,9 @@ class TrainingSettings:
     latents: int
     activation: str = "topk"
     k: int = 16
-    sparsity: float = 1.0
+    sparsity: float | None = None
     penalty: str = "l1"
+    tanh_scale: float = 0.3
     tokens: int = 1_000_000
     batch_tokens: int = 512
     buffer_windows: int = 512
@@ -60,7 +65,7 @@ class TrainingSettings:
     decay: float = 0.2
     ramp: float = 0.1
     clip_norm: float = 1.0
-    bandwidth: float = 0.5
+    bandwidth: float = 2.0
     dead_tokens: int = 50_000
     aux_weight: float = 1 / 32
     resamplings: int = 4
@@ -87,6 +92,15 @@ class TrainingSettings:
     def steps(self) -> int:
         """Number of steps of the optimiser."""
         return self.tokens // self.batch_tokens
+
+    @property
+    def weight(self) -> float:
+        """Weight of the sparsity penalty."""
+        if self.sparsity is not None:
+            return self.sparsity
+        if self.activation == "jumprelu":
+            return 0.1
+        return 4.0 if self.penalty == "tanh" else 1.5
 
     def resamples_at(self, step: int) -> bool:
         """Return whether dead latents are resampled after a step (from 0)."""

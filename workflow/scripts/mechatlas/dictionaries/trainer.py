@@ -224,11 +224,11 @@ class SparseTrainer:
     def _dense(self, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Return outputs ``[N, d]`` and penalty of relu and jumprelu."""
         p, settings = self.parameters, self.settings
-        weight = settings.sparsity * ramp(step, settings.steps, settings.ramp)
+        weight = settings.weight * ramp(step, settings.steps, settings.ramp)
         pre = F.linear(self._encoder_input(x), p["encoder"], p["encoder_bias"])
         if settings.activation == "relu":
             z = torch.relu(pre)
-            size = z if settings.penalty == "l1" else torch.tanh(z)
+            size = z if settings.penalty == "l1" else torch.tanh(settings.tanh_scale * z)
             # Per value of the activation, like the error.
             penalty = weight * size.sum(-1).mean() / x.shape[-1]
         else:
@@ -282,7 +282,8 @@ class SparseTrainer:
         # As many as half the width, which they recommend.
         values, chosen = pre.topk(min(len(dead), max(1, error.shape[-1] // 2)), dim=-1)
         z = torch.zeros_like(pre).scatter(-1, chosen, torch.relu(values))
-        return (error - z @ p["decoder"][dead]).square().mean() / error.square().mean()
+        size = error.square().mean().clamp_min(1e-12)
+        return (error - z @ p["decoder"][dead]).square().mean() / size
 
     def _resample(self, dead: Tensor, step: int) -> None:
         """Point dead latents at the errors of tokens drawn with probability proportional to their squared loss."""

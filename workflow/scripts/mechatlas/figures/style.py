@@ -6,7 +6,10 @@ import functools
 import io
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec
+
+from mechatlas.io import atomic_path, write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,3 +93,14 @@ def svg(figure: Figure) -> str:
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     return text[text.index("<svg") :]
+
+
+def write_figure(
+    figure: Figure, svg_path: str | Path, png_path: str | Path, dpi: int = 150
+) -> None:
+    """Write a figure as SVG and PNG, both the same bytes for the same figure."""
+    import matplotlib
+
+    write_text(svg_path, svg(figure))
+    with atomic_path(png_path) as temporary, matplotlib.rc_context(SETTINGS):
+        figure.savefig(temporary, format="png", dpi=dpi, metadata={"Software": None})
