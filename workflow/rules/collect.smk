@@ -32,3 +32,9 @@ rule dictionaries:
     """Sparse autoencoders and transcoders, trained or fetched, and measured."""
     input:
         dictionary_results(),
+
+
+rule transcoder:
+    """Cross-layer transcoders, measured, and the attribution graphs that are drawn with them."""
+    input:
+        transcoder_results(),

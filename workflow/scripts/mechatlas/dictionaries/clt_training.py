@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from mechatlas.dictionaries.clt import CrossLayerTranscoder
+from mechatlas.dictionaries.clt_formats import save_clt
 from mechatlas.dictionaries.clt_settings import CltSettings
-from mechatlas.dictionaries.clt_trainer import CltTrainer, clt_places, measure_scales
-from mechatlas.dictionaries.loop import fingerprint, train
+from mechatlas.dictionaries.clt_trainer import METRICS, CltTrainer, clt_places, measure_scales
+from mechatlas.dictionaries.loop import fingerprint, metrics_table, train
 from mechatlas.dictionaries.stream import ActivationStream
+from mechatlas.dictionaries.train import captured_facts, train_windows, wanted_layers
+from mechatlas.io import file_digest, provenance, write_table
 
 logger = logging.getLogger("mechatlas")
 
@@ -114,3 +117,43 @@ def _stream(
         seed=settings.seed,
         device=device,
     )
+
+
+def train_to_files(
+    windows: str | Path,
+    chunks: Sequence[str | Path],
+    settings: CltSettings,
+    *,
+    about: Mapping[str, Any],
+    checkpoint: str | Path,
+    checkpoint_every: int,
+    device: str,
+    clt: str | Path,
+    training: str | Path,
+) -> None:
+    """Train on the train windows of a file and write transcoder and metrics; the checkpoint goes in the end.
+
+    Raises
+    ------
+    UserError
+        As `train_clt`, or if chunks are of different models.
+    """
+    facts = captured_facts(chunks)
+    n_layers = len(wanted_layers(chunks, None))
+    about = {**about, "model_hash": facts.get("model_hash"), "windows": file_digest(windows)}
+    trained, history = train_clt(
+        chunks,
+        n_layers,
+        settings,
+        train_windows=train_windows(windows),
+        validation_windows=train_windows(windows, "validation"),
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        about=about,
+        device=device,
+    )
+    record = provenance(**facts, **about, settings=asdict(settings), steps=len(history))
+    save_clt(clt, trained, record)
+    layers = [np.int32(layer) for layer in range(n_layers)]
+    write_table(training, metrics_table(history, METRICS, layer=layers), record)
+    Path(checkpoint).unlink(missing_ok=True)
