@@ -15,7 +15,7 @@ from mechatlas.circuits.graphs.attribute import Settings, attribute
 from mechatlas.circuits.graphs.consistency import agreement, consistency_table
 from mechatlas.circuits.graphs.forecast import Forecast, forecast
 from mechatlas.circuits.graphs.graph import FEATURE, LOGIT, AttributionGraph
-from mechatlas.circuits.graphs.influence import Pruned, prune, scores
+from mechatlas.circuits.graphs.influence import Pruned, mean_path_length, prune, scores
 from mechatlas.circuits.graphs.run import run_prompt
 from mechatlas.circuits.graphs.supernodes import Supernodes, cluster_features
 from mechatlas.circuits.graphs.targets import logit_difference, salient_logits
@@ -63,6 +63,7 @@ class PromptGraph:
             "discarded_share": float(graph.discarded_abs.sum() / max(1e-30, _mass(graph))),
             "scores": {k: None if np.isnan(v) else v for k, v in self.scores.items()},
             "agreement": clean.to_dict("records"),
+            "mean_path_length": mean_path_length(graph),
             "forecast": asdict(self.forecast),
         }
 
