@@ -75,6 +75,15 @@ def test_null_entries_are_left_out(place: Path) -> None:
     assert list(config["models"]) == ["mine"]
 
 
+def test_dictionaries_may_be_for_models_that_are_left_out(place: Path) -> None:
+    config = changed("models/demo", None)
+    entry = {"kind": "trained", "reads": "mlp_out", "latents": 99, "models": ["demo", "mine"]}
+    config["dictionaries"] = {"d": entry, "none": None}
+    complete = complete_config(config, place, place)
+    assert list(complete["dictionaries"]) == ["d"]
+    assert complete["dictionaries"]["d"]["k"] == 16
+
+
 def test_numbers_may_be_text_as_the_command_line_gives_them(place: Path) -> None:
     config = good() | {"score": {"replacement_shares": ["0.5", "1"], "fdr": "0.1"}}
     config["sampling"] = {"windows": "12"}
@@ -149,6 +158,56 @@ BROKEN = {
     "unknown explainer": ("explain/explainers", ["program"], ["explain.explainers", "'programs'"]),
     "unknown hook point": ("capture/activations", ["resid"], ["capture.activations[0]", "'resid'"]),
     "share above one": ("score/replacement_shares", [1.5], ["score.replacement_shares[0]", "1.5"]),
+    "dictionary of an unknown kind": (
+        "dictionaries/d",
+        {"kind": "traned", "reads": "mlp_out", "latents": 8},
+        ["dictionaries.d.kind", "'traned'", "'trained'"],
+    ),
+    "dictionary without latents": (
+        "dictionaries/d",
+        {"kind": "trained", "reads": "mlp_out"},
+        ["dictionaries.d.latents", "missing"],
+    ),
+    "dictionary at an unknown point": (
+        "dictionaries/d",
+        {"kind": "trained", "reads": "mlp_outt", "latents": 8, "k": 2},
+        ["dictionaries.d.reads", "'mlp_outt'", "'mlp_out'"],
+    ),
+    "more active latents than there are": (
+        "dictionaries/d",
+        {"kind": "trained", "reads": "mlp_out", "latents": 8},
+        ["dictionaries.d.k", "16", "dictionaries.d.latents (8)"],
+    ),
+    "dictionary of an unknown model": (
+        "dictionaries/d",
+        {"kind": "trained", "reads": "mlp_out", "latents": 99, "models": ["mein"]},
+        ["dictionaries.d.models", "'mein'", "'mine'"],
+    ),
+    "site that a version does not have": (
+        "dictionaries/d",
+        {"kind": "openai", "site": "mlp_post_act", "version": "_v5_32k"},
+        ["dictionaries.d", "'mlp_post_act'", "'_v5_32k'", "resid_delta_attn"],
+    ),
+    "unknown version": (
+        "dictionaries/d",
+        {"kind": "openai", "site": "mlp_post_act", "version": "_v6"},
+        ["dictionaries.d.version", "'_v6'"],
+    ),
+    "layer that was not published": (
+        "dictionaries/d",
+        {"kind": "openai", "site": "mlp_post_act", "version": "", "layers": [12]},
+        ["dictionaries.d", "layer 12", "0 to 11"],
+    ),
+    "folder of dictionaries that does not exist": (
+        "dictionaries/d",
+        {"kind": "folder", "folder": "saes/{layer}", "layers": [3], "points": ["resid_pre"]},
+        ["dictionaries.d.folder", "saes/3", "layer 3"],
+    ),
+    "folder of dictionaries without layers": (
+        "dictionaries/d",
+        {"kind": "folder", "folder": "saes/{layer}", "points": ["resid_pre"]},
+        ["dictionaries.d.layers", "needed for the format saelens"],
+    ),
     "dots in a name": ("sources/a..b", good()["sources"]["wiki"], ["sources.a..b", "letters"]),
     "reserved name": ("models/report", {"path": "model"}, ["models.report", "reserved"]),
     "control's suffix": ("models/a.random", {"path": "model"}, ["models.a.random", ".random"]),

@@ -20,7 +20,9 @@ from conftest import copy_workflow, job_counts, snakemake, write_yaml
 FROM_SCORES = {"report_heads", "render_heads", "render_index", "write_manifest", "all"}
 
 
-def jobs(models: int, sources: int, chunks: int, *, control: bool = True) -> dict[str, int]:
+def jobs(
+    models: int, sources: int, chunks: int, *, control: bool = True, dictionaries: int = 1
+) -> dict[str, int]:
     """Return how many jobs the default target must have."""
     pairs = models * sources
     captured = pairs * (2 if control else 1)
@@ -34,6 +36,7 @@ def jobs(models: int, sources: int, chunks: int, *, control: bool = True) -> dic
         "capture_heads": captured * chunks,
         **dict.fromkeys(both, captured),
         **dict.fromkeys(trained, pairs),
+        **dict.fromkeys(("train_sae", "evaluate_sae", "draw_frontier") if dictionaries else (), 1),
         **{"render_index": 1, "write_manifest": 1, "all": 1},
     }
 
@@ -57,7 +60,7 @@ OPTIONS = {
     ),
     "model from the hub": (
         [f"models={{hub: {{hub: a/b, revision: {'0' * 40}}}, demo-2l: null, demo-4l: null}}"],
-        jobs(1, 2, 1) | {"fetch_model": 1},
+        jobs(1, 2, 1, dictionaries=0) | {"fetch_model": 1},
     ),
 }
 
@@ -87,6 +90,7 @@ def test_workflow_as_a_module_of_another(workflow: Path, tmp_path: Path) -> None
     (place / "config").mkdir(parents=True)
     config = yaml.safe_load((workflow / "config" / "config.yaml").read_text())
     config["models"].pop("demo-4l")
+    config.pop("dictionaries")
     write_yaml(place / "config" / "config.yaml", config)
     (place / "Snakefile").write_text(
         'configfile: "config/config.yaml"\n'
@@ -98,7 +102,7 @@ def test_workflow_as_a_module_of_another(workflow: Path, tmp_path: Path) -> None
         "    input: rules.mechatlas_all.input\n"
         "    default_target: True\n"
     )
-    expected = {f"mechatlas_{name}": count for name, count in jobs(1, 2, 1).items()}
+    expected = {f"mechatlas_{name}": count for name, count in jobs(1, 2, 1, dictionaries=0).items()}
     expected.pop("mechatlas_all")
     assert job_counts(place) == expected | {"everything": 1}
 
@@ -150,7 +154,10 @@ CHANGES = {
         ["capture={topk: 100}"],
         FROM_SCORES | {"merge_events", "score_heads", "summarise_scores"},
     ),
-    "bootstrap": (["score={bootstrap: 500}"], FROM_SCORES | {"summarise_scores"}),
+    "bootstrap": (
+        ["score={bootstrap: 500}"],
+        FROM_SCORES | {"summarise_scores", "evaluate_sae", "draw_frontier"},
+    ),
     "programs": (
         ["explain={programs: {max_parts: 2}}"],
         FROM_SCORES

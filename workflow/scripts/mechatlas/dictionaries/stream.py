@@ -83,6 +83,8 @@ class ActivationStream:
             raise UserError(
                 f"windows of {self.window_len} tokens leave none after the first {first_position}"
             )
+        #: Bytes of activations that were read from disk.
+        self.bytes_read = 0
         self._block: tuple[int, dict[Place, Tensor]] | None = None
 
     @property
@@ -148,6 +150,7 @@ class ActivationStream:
                 part = stored[first : first + per_window]
             except SafetensorError as error:
                 raise _damaged(shards.paths[place], error) from error
+            self.bytes_read += part.nbytes
             where = shuffle[i * per_window : (i + 1) * per_window]
             rows[where] = part
         if not np.isfinite(rows).all():

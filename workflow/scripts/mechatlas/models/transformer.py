@@ -16,7 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mechatlas.io import UserError
+from mechatlas.models.cache import KeyValueCache
 from mechatlas.models.config import Llama3Rope, ModelConfig, read_config
+from mechatlas.models.hooks import NORM_PARTS, SCORE_POINTS, Hook, bind
+from mechatlas.models.hooks import POINTS as POINTS
 from mechatlas.models.weights import (
     Weights,
     load_weights,
@@ -25,12 +28,6 @@ from mechatlas.models.weights import (
     weights_hash,
 )
 
-Hook = Callable[[Tensor, int], Tensor | None]
-
-POINTS = (
-    "embed", "resid_pre", "attn_in", "q", "k", "v", "attn_scores", "pattern", "z", "attn_out", "resid_mid",
-    "mlp_in", "mlp_pre", "mlp_post", "mlp_out", "resid_post", "final_norm", "logits",
-)  # fmt: skip
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 ACTIVATIONS = {
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
@@ -62,6 +59,11 @@ class Transformer:
     before and ``mlp_post`` what the output matrix reads after the nonlinearity, ``[B, T, m]``; ``logits`` is
     ``[B, T, V]``. A hook gets the value and the layer (0 for ``embed``, n_layers for ``final_norm`` and
     ``logits``); a tensor that it returns replaces the value. Do not change the value in place.
+
+    Inside the norms and the softmax there are more (`mechatlas.models.hooks`): ``attn_in_centred``,
+    ``attn_in_scale``, ``attn_in_scaled``, the same for ``mlp_in`` and ``final_norm``, and ``attn_denominator``
+    ``[B, H, T, 1]``. With a cache, T counts the new tokens only, and the last axis of scores and pattern is
+    [..., S], all positions up to the last.
     """
 
     def __init__(self, config: ModelConfig, weights: Weights, digest: str | Callable[[], str] = ""):
@@ -91,11 +93,13 @@ class Transformer:
         *,
         logits: bool = True,
         resume: tuple[int, Tensor] | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
         """Run the model on ``tokens [B, T]`` (int64).
 
         ``resume=(layer, x)`` starts at a layer from its ``resid_pre`` ``x [B, T, d]``, so that changes in late
-        layers do not pay for the early ones.
+        layers do not pay for the early ones. With a ``cache`` the tokens continue what it holds, and it holds
+        them too afterwards.
 
         Returns
         -------
@@ -105,23 +109,29 @@ class Transformer:
         Raises
         ------
         UserError
-            If T exceeds the model's context.
+            If T exceeds the model's context, or what is left of the cache.
         ValueError
-            If a hook is set on a point that does not exist.
+            If a hook is set on a point that does not exist, or ``resume`` comes with a cache.
         """
-        hooks = _checked(hooks)
-        first, x = resume or (0, _hooked(hooks, "embed", self.embed(tokens), 0))
-        rotary = self.rotary(tokens.shape[1])
+        if resume is not None and cache is not None:
+            raise ValueError(
+                "resume leaves the first layers out, which a cache would miss; give one of the two"
+            )
+        length = tokens.shape[1]
+        positions = cache.begin(length) if cache is not None else None
+        hooks = bind(hooks, positions, length)
+        first, x = resume or (0, _hooked(hooks, "embed", self.embed(tokens, positions), 0))
+        rotary = self.rotary(length) if cache is None else cache.angles(self.rotary)
         for layer in range(first, self.config.n_layers):
             x = _hooked(hooks, "resid_pre", x, layer)
-            x = x + self._attention(x, layer, rotary, hooks)
+            x = x + self._attention(x, layer, rotary, hooks, cache)
             x = _hooked(hooks, "resid_mid", x, layer)
             x = x + self.mlp(x, layer, hooks)
             x = _hooked(hooks, "resid_post", x, layer)
+        if cache is not None:
+            cache.commit()
         weights, last = self.weights, self.config.n_layers
-        x = _hooked(
-            hooks, "final_norm", self.norm(x, weights.final_norm, weights.final_norm_bias), last
-        )
+        x = self._norm(x, weights.final_norm, weights.final_norm_bias, "final_norm", last, hooks)
         return _hooked(hooks, "logits", self.unembed(x), last) if logits else x
 
     def unembed(self, x: Tensor) -> Tensor:
@@ -186,8 +196,11 @@ class Transformer:
         config = self.config
         return self.weights.layers[layer].w_o.view(config.n_heads, config.d_head, config.d_model)
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Return the first ``resid_pre`` ``[B, T, d]`` of tokens ``[B, T]``; raise `UserError` if T is too long."""
+    def embed(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Return the first ``resid_pre`` ``[B, T, d]`` of tokens ``[B, T]``; raise `UserError` if T is too long.
+
+        The tokens are at the positions 0 to T - 1, or at ``positions [B or 1, T]``.
+        """
         length = tokens.shape[1]
         if length > self.config.n_ctx:
             raise UserError(
@@ -195,7 +208,9 @@ class Transformer:
                 "set window_len to at most that"
             )
         x = F.embedding(tokens, self.weights.embedding)
-        return x if self.weights.positions is None else x + self.weights.positions[:length]
+        if self.weights.positions is None:
+            return x
+        return x + self.weights.positions[slice(length) if positions is None else positions]
 
     def norm(self, x: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
         """Normalise residuals ``[..., d]`` (LayerNorm or RMSNorm) with a norm's scale and bias."""
@@ -218,7 +233,7 @@ class Transformer:
         ``x [B, T, d]`` is its ``resid_pre`` (the norm is applied here); ``rotary`` is that of the positions.
         """
         config, layer, hooks = self.config, self.weights.layers[index], hooks or {}
-        x = _hooked(hooks, "attn_in", self.norm(x, layer.norm1, layer.norm1_bias), index)
+        x = self._norm(x, layer.norm1, layer.norm1_bias, "attn_in", index, hooks)
         qkv = _linear(x, layer.w_qkv, layer.b_qkv).unflatten(-1, (-1, config.d_head))
         q, k, v = qkv.split((config.n_heads, config.n_kv_heads, config.n_kv_heads), dim=2)
         if rotary is not None:
@@ -235,7 +250,7 @@ class Transformer:
     def mlp(self, x: Tensor, index: int, hooks: Mapping[str, Hook] | None = None) -> Tensor:
         """Return what the MLP of a layer writes, ``[..., d]``, given its ``resid_mid`` (the norm is applied here)."""
         layer, hooks = self.weights.layers[index], hooks or {}
-        x = _hooked(hooks, "mlp_in", self.norm(x, layer.norm2, layer.norm2_bias), index)
+        x = self._norm(x, layer.norm2, layer.norm2_bias, "mlp_in", index, hooks)
         activation = ACTIVATIONS[self.config.activation]
         if layer.w_gate is None:
             pre = _hooked(hooks, "mlp_pre", _linear(x, layer.w_up, layer.b_up), index)
@@ -269,18 +284,62 @@ class Transformer:
             grams.append(w_o @ w_o.mT)
         return grams
 
-    def _attention(
-        self, x: Tensor, index: int, rotary: tuple | None, hooks: Mapping[str, Hook]
+    def _norm(
+        self,
+        x: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        point: str,
+        layer: int,
+        hooks: Mapping[str, Hook],
     ) -> Tensor:
-        config, layer = self.config, self.weights.layers[index]
+        """Normalise residuals at a hook point, step by step if a hook asks for a step."""
+        if hooks and any(part in hooks for part in NORM_PARTS[point]):
+            normalised = self._norm_in_steps(x, scale, bias, point, layer, hooks)
+        else:
+            normalised = self.norm(x, scale, bias)
+        return _hooked(hooks, point, normalised, layer)
+
+    def _norm_in_steps(
+        self,
+        x: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        point: str,
+        layer: int,
+        hooks: Mapping[str, Hook],
+    ) -> Tensor:
+        centred, root, scaled = NORM_PARTS[point]
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if self.config.architecture == "gpt2":
+            wide = wide - wide.mean(-1, keepdim=True)
+        wide = _hooked(hooks, centred, wide, layer)
+        deviation = (wide.square().mean(-1, keepdim=True) + self.config.norm_eps).sqrt()
+        deviation = _hooked(hooks, root, deviation, layer)
+        wide = _hooked(hooks, scaled, wide / deviation, layer) * scale
+        return (wide if bias is None else wide + bias).to(x.dtype)
+
+    def _attention(
+        self,
+        x: Tensor,
+        index: int,
+        rotary: tuple | None,
+        hooks: Mapping[str, Hook],
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        config, layer, mask = self.config, self.weights.layers[index], None
         q, k, v = self.qkv(x, index, rotary, hooks)
+        causal = cache is None or cache.causal
+        if cache is not None:
+            k, v = cache.extend(index, k, v)
+            mask = cache.mask
         scale = self.attention_scale(index)
-        if "attn_scores" in hooks or "pattern" in hooks:
-            z = _explicit_attention(q, k, v, scale, index, hooks)
+        if hooks and any(point in hooks for point in SCORE_POINTS):
+            z = _explicit_attention(q, k, v, scale, index, hooks, mask, causal)
         else:
             z = F.scaled_dot_product_attention(
-                q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
-                is_causal=True, scale=scale, enable_gqa=config.n_kv_heads != config.n_heads,
+                q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask,
+                is_causal=causal, scale=scale, enable_gqa=config.n_kv_heads != config.n_heads,
             ).transpose(1, 2)  # fmt: skip
         z = _hooked(hooks, "z", z, index)
         return _hooked(hooks, "attn_out", _linear(z.flatten(2), layer.w_o, layer.b_o), index)
@@ -353,21 +412,44 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _explicit_attention(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, layer: int, hooks: Mapping[str, Hook]
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    layer: int,
+    hooks: Mapping[str, Hook],
+    mask: Tensor | None,
+    causal: bool,
 ) -> Tensor:
-    """Return z ``[B, T, H, dh]`` by way of scores and pattern, which the hooks see."""
+    """Return z ``[B, T, H, dh]`` by way of scores and pattern, which the hooks see.
+
+    ``mask [B or 1, 1, T, S]`` (0 or -inf, added) says which keys a query may see; without it ``causal`` does.
+    """
     batch, length, n_heads = q.shape[:3]
     groups = n_heads // k.shape[2]
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    # Scale and causal mask (0 or -inf, added) in the same pass over the scores as the matrix product.
-    mask = torch.full((length, length), -math.inf, dtype=q.dtype, device=q.device).triu_(1)
+    if mask is None:
+        mask = torch.zeros(length, k.shape[2], dtype=q.dtype, device=q.device)
+        if causal:
+            mask = mask.fill_(-math.inf).triu_(1)
+    else:
+        mask = mask.expand(batch, n_heads, -1, -1).flatten(0, 1)
+    # Scale and mask in the same pass over the scores as the matrix product.
     scores = torch.baddbmm(mask, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=scale)
     scores = scores.unflatten(0, (batch, n_heads))
     scores = _hooked(hooks, "attn_scores", scores, layer)
-    pattern = _hooked(hooks, "pattern", scores.softmax(-1), layer)
+    pattern = _hooked(hooks, "pattern", _softmax(scores, layer, hooks), layer)
     return (pattern.to(v.dtype) @ v).transpose(1, 2)
+
+
+def _softmax(scores: Tensor, layer: int, hooks: Mapping[str, Hook]) -> Tensor:
+    if "attn_denominator" not in hooks:
+        return scores.softmax(-1)
+    # Shifted by the largest score, without a gradient, which cancels in the quotient.
+    numerators = (scores - scores.detach().amax(-1, keepdim=True)).exp()
+    return numerators / _hooked(hooks, "attn_denominator", numerators.sum(-1, keepdim=True), layer)
 
 
 def _hooked(hooks: Mapping[str, Hook], point: str, value: Tensor, layer: int) -> Tensor:
@@ -376,12 +458,3 @@ def _hooked(hooks: Mapping[str, Hook], point: str, value: Tensor, layer: int) ->
         return value
     replaced = hook(value, layer)
     return value if replaced is None else replaced
-
-
-def _checked(hooks: Mapping[str, Hook] | None) -> Mapping[str, Hook]:
-    unknown = set(hooks or ()) - set(POINTS)
-    if unknown:
-        raise ValueError(
-            f"no such hook points: {', '.join(sorted(unknown))}; there are {', '.join(POINTS)}"
-        )
-    return hooks or {}

@@ -147,6 +147,11 @@ def weight_files(folder: str | Path) -> list[Path]:
         return [single]
     if index.is_file():
         names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        outside = [name for name in names if Path(name).name != name]
+        if outside:
+            raise UserError(
+                f"{index} names {outside[0]!r}, which is not a file of {folder}; download the model folder again"
+            )
         missing = [name for name in names if not (folder / name).is_file()]
         if missing or not names:
             raise UserError(
