@@ -2,8 +2,7 @@
 
 The time is compared with the linear floor, measured in the same run: the products with W_O and W_V that the gradients
 of all rows need, one gradient for each position up to the target's, and nothing else. Peak memory is that of a process
-of its own, which maps the transcoder's file. The peer (circuit-tracer, see peers/) is timed on the same weights where
-the path of its Python is given in MECHATLAS_PEER_CIRCUIT_TRACER.
+of its own, which maps the transcoder's file.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from typing import Any
 LAYERS, HEADS, WIDTH, VOCAB = 12, 12, 768, 50257
 FEATURES, TOKENS, PER_TOKEN = 2048, 16, 20
 BARS = {"graph / floor": 3.0, "peak MB": 1500.0, "largest gap": 1e-3}
-PEER = "MECHATLAS_PEER_CIRCUIT_TRACER"
 
 
 def make_model(vocab: int = VOCAB) -> Any:
@@ -115,33 +113,6 @@ def peak(path: Path) -> float:
     return json.loads(done.stdout.splitlines()[-1])["peak_mb"]
 
 
-def peer(path: Path, graph: Any) -> dict[str, Any] | None:
-    """Time the peer on the same weights and compare its edges with ours; None where it is not installed."""
-    import numpy as np
-
-    from mechatlas.circuits.graphs.graph import LOGIT
-    from mechatlas.dictionaries.clt_formats import load_clt, write_circuit_tracer
-    from mechatlas.io import read_arrays
-
-    python = os.environ.get(PEER)
-    if not python:
-        return None
-    folder = path.parent / "circuit-tracer"
-    write_circuit_tracer(folder, load_clt(path))
-    script = Path(__file__).parent / "peers" / "run_circuit_tracer.py"
-    targets = graph.feature[graph.kind == LOGIT].tolist()
-    given = [json.dumps(prompt().tolist()), json.dumps(targets)]
-    subprocess.run([python, str(script), str(folder), *given], check=True)
-    found = read_arrays(folder / "graph.safetensors")
-    ours, theirs = graph.shared().edges.toarray(), found["adjacency"]
-    largest = float(np.abs(theirs).max())
-    return {
-        "wall_s": float(found["seconds"][0]),
-        "peak_mb": float(found["peak_mb"][0]),
-        "largest_difference": float(np.abs(ours - theirs).max()) / largest,
-    }
-
-
 def run(quick: bool = False) -> dict[str, Any]:
     """Run the whole benchmark and return its results."""
     import numpy as np
@@ -157,7 +128,7 @@ def run(quick: bool = False) -> dict[str, Any]:
         features = graph.kind == FEATURE
         places = graph.position[features].tolist(), graph.layer[features].tolist()
         floor_wall, floor_cpu, _ = measure(lambda: floor(model, *places), 1 if quick else 3)
-        memory, other = peak(path), peer(path, graph)
+        memory = peak(path)
     rows = int(graph.has_row.sum())
     gaps = np.abs(graph.gaps()[graph.has_row]) / np.abs(graph.total[graph.has_row]).max()
     reached = {
@@ -170,7 +141,6 @@ def run(quick: bool = False) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "graph": {"wall_s": wall, "cpu_s": cpu, "ms_per_row": 1e3 * wall / rows},
         "floor": {"wall_s": floor_wall, "cpu_s": floor_cpu},
-        "peer": other,
         "bars": {name: {"bar": BARS[name], "reached": value} for name, value in reached.items()},
         "load_average": {"before": before, "after": os.getloadavg()},
     }
@@ -183,14 +153,6 @@ def table(result: dict[str, Any]) -> list[str]:
         t = result[name]
         lines.append(f"{name:<8}{t['wall_s']:>8.2f} s{t['cpu_s']:>8.2f} CPU s")
     lines.append(f"{result['graph']['ms_per_row']:.2f} ms per row")
-    other = result["peer"]
-    if other is None:
-        lines.append(f"peer: not installed (set {PEER} to its Python)")
-    else:
-        lines.append(
-            f"peer: {other['wall_s']:.1f} s, {other['peak_mb']:.0f} MB, "
-            f"largest difference of edges {other['largest_difference']:.1e} of the largest edge"
-        )
     for name, entry in result["bars"].items():
         verdict = "met" if entry["reached"] <= entry["bar"] else "MISSED"
         lines.append(f"{name}: {entry['reached']:.3g}, bar {entry['bar']:g}: {verdict}")

@@ -39,7 +39,7 @@ def hand_graph(kinds, edges, weights=(1.0,), discarded=None):
     total = np.where(has_row, dense.sum(1) + lost, np.nan)
     index = np.arange(size, dtype=np.int32)
     return AttributionGraph(
-        kind, index * 0, index, index, value, csr_array(dense), total, lost, np.abs(lost), {},
+        kind, index * 0, index.copy(), index, value, csr_array(dense), total, lost, np.abs(lost), {},
         np.arange(3), {"layers": 2},
     )  # fmt: skip
 

@@ -45,3 +45,9 @@ rule latents:
     """Explained and scored latents of all dictionaries as tables and text."""
     input:
         for_each_dictionary(f"{LATENTS}/report.md", f"{LATENTS}/summary.csv"),
+
+
+rule transcoder:
+    """Cross-layer transcoders, measured, and the attribution graphs that are drawn with them."""
+    input:
+        transcoder_results(),

@@ -240,6 +240,7 @@ def every_result():
         *dictionary_results(),
         *circuit_files(),
         *circuit_pages(),
+        *transcoder_results(),
         "results/report/index.html",
     ]
 
@@ -290,15 +291,18 @@ NOTHING = r"(?!)"  # a pattern that matches no name
 NOT_TRAINING = ("kind", "models", "sources", "layers", "reads", "writes", "checkpoint_every")
 
 
-def dictionaries_of(model, source):
-    """The dictionaries that are for a model and a source, by name."""
-    entries = config["dictionaries"].items()
-    wanted = {"models": model, "sources": source}
+def entries_of(table, **wanted):
+    """The entries of a config table that are for a model and a source, by name."""
     return [
         name
-        for name, entry in entries
+        for name, entry in config[table].items()
         if all(entry[key] is None or value in entry[key] for key, value in wanted.items())
     ]
+
+
+def dictionaries_of(model, source):
+    """The dictionaries that are for a model and a source, by name."""
+    return entries_of("dictionaries", models=model, sources=source)
 
 
 def dictionary_places():
@@ -336,6 +340,8 @@ def captured_points(wildcards):
     points = set(config["capture"]["activations"])
     for name in dictionaries_of(base_model(wildcards), wildcards.source):
         points.update(entry_points(config["dictionaries"][name]))
+    for name in transcoders_of(wildcards.model, wildcards.source):
+        points.update((config["transcoders"][name]["reads"], "mlp_out"))
     return sorted(points)
 
 
@@ -496,6 +502,53 @@ def question_files():
     """The files with questions of the user's own."""
     files = config["circuits"]["generation"]["files"]
     return [shown(find_path(file, Path.cwd(), REPOSITORY)) for file in files]
+
+
+# For transcoders and graphs.
+
+TRANSCODERS = list(config["transcoders"])
+GRAPHS = list(config["graphs"])
+NOT_CLT_TRAINING = ("models", "sources", "checkpoint_every")
+NOT_GRAPH = ("models", "transcoders", "task")
+
+
+def transcoders_of(model, source):
+    """The transcoders that are for a model and a source, by name."""
+    return entries_of("transcoders", models=model, sources=source)
+
+
+def transcoder_results():
+    """The files of all transcoders and of their graphs."""
+    tables = ("evaluation.parquet", "features.parquet", "examples.parquet", "training.parquet")
+    of_graph = ("safetensors", "json", "html", "consistency.parquet", "summary.json")
+    files = []
+    for model in MODELS:
+        for source in SOURCES:
+            for transcoder in transcoders_of(model, source):
+                folder = f"results/{model}/{source}/transcoders/{transcoder}"
+                graphs = entries_of("graphs", models=model, transcoders=transcoder)
+                files += [f"{folder}/{name}" for name in ("clt.safetensors", *tables)]
+                files += [f"{folder}/graphs/{name}.{end}" for name in graphs for end in of_graph]
+    return files
+
+
+def clt_settings(wildcards):
+    """Param: how a transcoder is trained."""
+    entry = config["transcoders"][wildcards.transcoder]
+    return {key: value for key, value in entry.items() if key not in NOT_CLT_TRAINING}
+
+
+def graph_prompts(wildcards):
+    """The prompts of a graph's task."""
+    return (
+        f"results/{wildcards.model}/tasks/{config['graphs'][wildcards.graph]['task']}/prompts.jsonl"
+    )
+
+
+def graph_settings(wildcards):
+    """Param: which prompt, and how its graph is made."""
+    entry = config["graphs"][wildcards.graph]
+    return {key: value for key, value in entry.items() if key not in NOT_GRAPH}
 
 
 # For the judge.

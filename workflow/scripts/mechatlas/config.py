@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,11 @@ SCHEMA = Path(__file__).resolve().parents[2] / "schemas" / "config.schema.yaml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 RANDOM_SUFFIX = ".random"
 NULLS = (None, "null", "~", "")
-TABLES = ("models", "sources", "tasks", "dictionaries")
+TABLES = ("models", "sources", "tasks", "dictionaries", "transcoders", "graphs")
 CIRCUIT_TABLES = ("extra", "published")
 RESERVED = (
-    *("benchmarks", "circuits", "dictionaries", "graphs", "report", "sources", "steps"),
-    "tasks",
+    *("benchmarks", "circuits", "dictionaries", "graphs", "report", "sources", "steps", "tasks"),
+    "transcoders",
 )
 
 Schema = Mapping[str, Any]
@@ -81,7 +81,9 @@ def complete_config(config: Mapping[str, Any], workdir: Path, repository: Path) 
     complete = _walk(_without_nulls(config), load_schema(), "", errors)
     if not errors:
         errors.extend(cross_check(complete, workdir, repository))
-        errors.extend(_check_places(complete["dictionaries"], config))
+        errors.extend(_check_places(complete, config, "dictionaries", ("models", "sources")))
+        errors.extend(_check_places(complete, config, "transcoders", ("models", "sources")))
+        errors.extend(_check_places(complete, config, "graphs", ("models", "transcoders")))
     if errors:
         raise ConfigError(errors)
     return complete
@@ -105,6 +107,10 @@ def cross_check(config: Mapping[str, Any], workdir: Path, repository: Path) -> I
         yield from check_source(f"sources.{name}", source, workdir, repository)
     for name, dictionary in config["dictionaries"].items():
         yield from check_dictionary(f"dictionaries.{name}", dictionary, workdir, repository)
+    for name, graph in config["graphs"].items():
+        if graph["task"] not in config["tasks"]:
+            near = _choices(graph["task"], list(config["tasks"]))
+            yield f"graphs.{name}.task: {graph['task']!r} is not among tasks; {near}"
     for name, task in config["tasks"].items():
         file = task.get("file")
         if file and not find_path(file, workdir, repository).is_file():
@@ -127,15 +133,15 @@ def _check_name(table: str, name: str) -> Iterator[str]:
 
 
 def _check_places(
-    dictionaries: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]
+    complete: Mapping[str, Any], given: Mapping[str, Any], section: str, tables: Sequence[str]
 ) -> Iterator[str]:
-    """Yield models and sources of dictionaries that do not exist; those that are left out by null may be named."""
-    for name, dictionary in dictionaries.items():
-        for table in ("models", "sources"):
-            for place in dictionary[table] or ():
+    """Yield what entries of a section are for that does not exist; those that are left out by null may be named."""
+    for name, entry in complete[section].items():
+        for table in tables:
+            for place in entry[table] or ():
                 if place not in given[table]:
                     near = _choices(place, list(given[table]))
-                    yield f"dictionaries.{name}.{table}: {place!r} is not among {table}; {near}"
+                    yield f"{section}.{name}.{table}: {place!r} is not among {table}; {near}"
 
 
 def _check_candidates(openai: Mapping[str, Any]) -> Iterator[str]:

@@ -186,7 +186,7 @@ def run_sums(
         finals = {"model": base}
         for name, given in hooks.items():
             finals[name] = model.forward(batch, given, logits=False, resume=resume)
-        rows.append(_compare(model, finals, batch[:, 1:]))
+        rows.append(compare_runs(model, finals, batch[:, 1:]))
     table = pd.DataFrame({key: np.concatenate([row[key] for row in rows]) for key in rows[0]})
     return table.groupby(np.asarray(documents), sort=True).sum()
 
@@ -240,7 +240,7 @@ def _variants(sae: SparseAutoencoder, mean: Tensor) -> dict[str, Hooks]:
     }
 
 
-def _compare(
+def compare_runs(
     model: Transformer, finals: dict[str, Tensor], targets: Tensor
 ) -> dict[str, np.ndarray]:
     """Return sums per window, a bounded number of vocabulary rows at a time."""

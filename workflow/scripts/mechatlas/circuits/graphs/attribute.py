@@ -43,8 +43,11 @@ class Settings:
     memory: int = MEMORY
 
 
+WHOLE = Settings()
+
+
 def attribute(
-    run: LocalRun, targets: Sequence[Target] | None = None, settings: Settings = Settings()
+    run: LocalRun, targets: Sequence[Target] | None = None, settings: Settings = WHOLE
 ) -> AttributionGraph:
     """Compute the attribution graph of a run.
 

@@ -146,6 +146,22 @@ def scores(graph: AttributionGraph) -> dict[str, float]:
     }
 
 
+def mean_path_length(graph: AttributionGraph) -> float:
+    """Return how many edges lie between tokens and targets, the mean over all paths by their influence.
+
+    A cross-layer transcoder can write what a later feature would compute, so that a circuit of several hops looks like
+    one; its paths are then shorter than those of a transcoder for each layer on the same prompt. NaN without paths.
+    """
+    backward = normalised(graph.edges, graph.discarded_abs).T.tocsr()
+    tokens, step = graph.of_kind(TOKEN), graph.target_weights
+    masses: list[float] = []
+    while step.any():
+        step = backward @ step
+        masses.append(float(step[tokens].sum()))
+    lengths = np.arange(1, len(masses) + 1)
+    return _ratio(float(lengths @ masses), sum(masses))
+
+
 def _drop_loose(
     graph: AttributionGraph, nodes: np.ndarray, edges: csr_array
 ) -> tuple[np.ndarray, csr_array]:

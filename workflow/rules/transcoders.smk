@@ -1,0 +1,118 @@
+# Cross-layer transcoders: trained, measured, and used to draw attribution graphs of prompts.
+
+
+wildcard_constraints:
+    transcoder="|".join(map(re.escape, TRANSCODERS)) or NOTHING,
+    graph="|".join(map(re.escape, GRAPHS)) or NOTHING,
+
+
+rule train_clt:
+    """Train a cross-layer transcoder on the activations of train documents."""
+    input:
+        windows=windows_of,
+        chunks=chunks_of,
+    output:
+        clt="results/{model}/{source}/transcoders/{transcoder}/clt.safetensors",
+        training="results/{model}/{source}/transcoders/{transcoder}/training.parquet",
+    log:
+        "logs/train_clt/{model}/{source}/{transcoder}.log",
+    benchmark:
+        "results/benchmarks/train_clt/{model}/{source}/{transcoder}.tsv"
+    wildcard_constraints:
+        model=TRAINED,
+    conda:
+        "../../envs/mechatlas.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(900, per_weight=8, per_window=100),
+        runtime=minutes(60, per_token=0.2),
+        gpu=gpu_request,
+    params:
+        name=lambda wildcards: wildcards.model,
+        source=lambda wildcards: wildcards.source,
+        transcoder=lambda wildcards: wildcards.transcoder,
+        settings=clt_settings,
+        checkpoint="results/{model}/{source}/transcoders/{transcoder}/checkpoint.safetensors",
+        checkpoint_every=lambda w: config["transcoders"][w.transcoder]["checkpoint_every"],
+        seed=config["seed"],
+        device=config["device"],
+        code=script_digest("train_clt"),
+    script:
+        "../scripts/train_clt.py"
+
+
+rule evaluate_clt:
+    """Measure reconstruction, sparsity and the replacement model on test documents."""
+    input:
+        clt="results/{model}/{source}/transcoders/{transcoder}/clt.safetensors",
+        windows=windows_of,
+        chunks=chunks_of,
+        model_files=model_inputs,
+    output:
+        evaluation="results/{model}/{source}/transcoders/{transcoder}/evaluation.parquet",
+        features="results/{model}/{source}/transcoders/{transcoder}/features.parquet",
+        examples="results/{model}/{source}/transcoders/{transcoder}/examples.parquet",
+    log:
+        "logs/evaluate_clt/{model}/{source}/{transcoder}.log",
+    benchmark:
+        "results/benchmarks/evaluate_clt/{model}/{source}/{transcoder}.tsv"
+    wildcard_constraints:
+        model=TRAINED,
+    conda:
+        "../../envs/mechatlas.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(900, per_weight=8, per_window=100),
+        runtime=minutes(30, per_token=0.2),
+        gpu=gpu_request,
+    params:
+        model=model_folder,
+        causal_windows=config["score"]["causal_windows"],
+        batch_windows=config["capture"]["batch_windows"],
+        bootstrap=config["score"]["bootstrap"],
+        confidence=config["score"]["confidence"],
+        seed=config["seed"],
+        device=config["device"],
+        dtype=config["dtype"],
+        code=script_digest("evaluate_clt"),
+    script:
+        "../scripts/evaluate_clt.py"
+
+
+rule attribution_graph:
+    """Trace one prompt through a transcoder's features, check the graph by interventions, draw its page."""
+    input:
+        clt="results/{model}/{source}/transcoders/{transcoder}/clt.safetensors",
+        features="results/{model}/{source}/transcoders/{transcoder}/features.parquet",
+        examples="results/{model}/{source}/transcoders/{transcoder}/examples.parquet",
+        windows=windows_of,
+        prompts=graph_prompts,
+        model_files=model_inputs,
+    output:
+        graph="results/{model}/{source}/transcoders/{transcoder}/graphs/{graph}.safetensors",
+        public="results/{model}/{source}/transcoders/{transcoder}/graphs/{graph}.json",
+        consistency="results/{model}/{source}/transcoders/{transcoder}/graphs/{graph}.consistency.parquet",
+        summary="results/{model}/{source}/transcoders/{transcoder}/graphs/{graph}.summary.json",
+        page="results/{model}/{source}/transcoders/{transcoder}/graphs/{graph}.html",
+    log:
+        "logs/attribution_graph/{model}/{source}/{transcoder}/{graph}.log",
+    benchmark:
+        "results/benchmarks/attribution_graph/{model}/{source}/{transcoder}/{graph}.tsv"
+    wildcard_constraints:
+        model=TRAINED,
+    conda:
+        "../../envs/mechatlas.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(1000, per_weight=6),
+        runtime=minutes(30),
+        gpu=0,
+    params:
+        model=model_folder,
+        about=lambda wildcards: dict(wildcards.items()),
+        settings=graph_settings,
+        bos=lambda wildcards: model_config(wildcards)["bos"],
+        dtype=config["dtype"],
+        code=script_digest("attribution_graph"),
+    script:
+        "../scripts/attribution_graph.py"
