@@ -123,7 +123,7 @@ def parse_program(data: Any) -> Program:
 def normalise(affinity: np.ndarray) -> np.ndarray:
     """Divide rows by their sums; rows without affinity stay zero (float32 [..., T])."""
     total = affinity.sum(-1, keepdims=True)
-    return np.divide(affinity, total, out=np.zeros_like(affinity), where=total > 0)
+    return affinity / np.where(total > 0, total, 1)
 
 
 def form_key(form: Form) -> str:
