@@ -49,12 +49,34 @@ def replicate(
 
 def interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
     """Percentile interval of replicates (the observed value in place 0 is left out); NaN if too few are finite."""
-    finite = values[1:][np.isfinite(values[1:])]
-    if len(finite) < 0.9 * (len(values) - 1) or not len(finite):
-        return float("nan"), float("nan")
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(finite, [tail, 1 - tail])
+    low, high = intervals(values[None], confidence)[0]
     return float(low), float(high)
+
+
+def intervals(values: np.ndarray, confidence: float) -> np.ndarray:
+    """`interval` of many statistics at once.
+
+    Parameters
+    ----------
+    values : float64 [n, replicates + 1]
+    confidence : float
+
+    Returns
+    -------
+    float64 [n, 2]
+    """
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    replicates = values[:, 1:]
+    finite = np.isfinite(replicates)
+    result = np.full((len(values), 2), np.nan)
+    whole = finite.all(1) & (replicates.shape[1] > 0)
+    if whole.any():
+        result[whole] = np.quantile(replicates[whole], tails, axis=1).T
+    for row in np.flatnonzero(~whole):
+        kept = replicates[row][finite[row]]
+        if len(kept) and len(kept) >= 0.9 * replicates.shape[1]:
+            result[row] = np.quantile(kept, tails)
+    return result
 
 
 def sign_p_value(differences: np.ndarray) -> float:
