@@ -142,8 +142,6 @@ class _Block:
         Where relations hold among the flattened entries [W, H, q, k], head after head.
     relation : int64 [n]
         Which relation each of a head's places is about.
-    hidden : float32 [q, k]
-        -inf after the query, else 0.
     """
 
     start: int
@@ -151,7 +149,6 @@ class _Block:
     target: torch.Tensor
     places: torch.Tensor
     relation: torch.Tensor
-    hidden: torch.Tensor
 
     @property
     def queries(self) -> slice:
@@ -191,7 +188,8 @@ class _Data:
         self.heads = patterns.shape[1]
         relations = relation_places(view)
         hidden = np.where(gap < 0, -np.inf, 0)
-        self.blocks = []
+        self.hidden = torch.from_numpy(hidden).to(device, dtype)
+        self.blocks: list[_Block] = []
         # Query 0 is left out: its row is trivial.
         for start in range(1, length, BLOCK):
             stop = min(start + BLOCK, length)
@@ -201,7 +199,6 @@ class _Data:
                 _Block(
                     *(start, stop, torch.from_numpy(target).to(device, dtype)),
                     *(torch.from_numpy(places).to(device), torch.from_numpy(relation).to(device)),
-                    torch.from_numpy(hidden[start:stop, :stop]).to(device, dtype),
                 )
             )
 
@@ -248,14 +245,21 @@ class _Read:
     def __init__(self, tables: Tables, data: _Data) -> None:
         pairs = tables["class_pair"].permute(1, 0, 2).flatten(1)
         self.classes = _by_head((data.marks @ pairs).unflatten(-1, (data.heads, -1)))
-        self.queries = _by_head(tables["query_factors"][data.tokens])
-        self.keys = _by_head(tables["key_factors"][data.tokens])
-        key = tables["key_token"][data.tokens]
-        key[:, 1:] += tables["token_before_key"][data.tokens[:, :-1]]
+        self.queries = _by_head(_at(tables["query_factors"], data.tokens))
+        self.keys = _by_head(_at(tables["key_factors"], data.tokens))
+        key = _at(tables["key_token"], data.tokens)
+        key[:, 1:] += _at(tables["token_before_key"], data.tokens[:, :-1])
         self.key = _by_head(key)
-        sink = data.marks @ tables["sink_class"] + tables["sink_token"][data.tokens]
+        sink = data.marks @ tables["sink_class"] + _at(tables["sink_token"], data.tokens)
         self.sink = _by_head(sink)
-        self.distance = tables["distance"].flatten(1)[:, data.places]
+        # With -inf after the query.
+        distance = tables["distance"].flatten(1).index_select(1, data.places.flatten())
+        self.distance = distance.unflatten(1, data.places.shape) + data.hidden
+
+
+def _at(table: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """The entries of tokens [W, T]: [W, T, H, ...]."""
+    return table.index_select(0, tokens.flatten()).unflatten(0, tokens.shape)
 
 
 def _by_head(values: torch.Tensor) -> torch.Tensor:
@@ -267,15 +271,15 @@ def predicted_rows(tables: Tables, data: _Data, read: _Read, block: _Block) -> t
     """Attention rows that the tables predict for the queries of a block: float32 [W, H, q, k]."""
     windows, heads = len(data.tokens), data.heads
     queries, stop = block.queries, block.stop
-    scores = (
-        read.key[:, :, None, :stop] + read.distance[:, queries, :stop] + block.hidden
-    ).contiguous()
+    scores = read.key[:, :, None, :stop] + read.distance[:, queries, :stop]
     classes = read.classes[:, :, queries].flatten(1, 2)
     scores.view(windows, -1, stop).baddbmm_(classes, data.marks[:, :stop].transpose(1, 2))
     factors = read.queries[:, :, queries].flatten(0, 1)
     keys = read.keys[:, :, :stop].flatten(0, 1)
     scores.view(windows * heads, -1, stop).baddbmm_(factors, keys.transpose(1, 2))
-    scores.view(-1).index_add_(0, block.places, tables["relations"][:, block.relation].flatten())
+    scores.view(-1).index_add_(
+        0, block.places, tables["relations"].index_select(1, block.relation).flatten()
+    )
     scores[..., 0] = read.sink[:, :, queries]
     return torch.softmax(scores, dim=-1)
 
@@ -298,7 +302,7 @@ def gradients(tables: Tables, data: _Data, penalty: float) -> Tables:
         error = predicted_rows(tables, data, read, block).sub_(block.target)
         sink[:, :, queries] = error[..., 0]
         error[..., 0] = 0
-        held = error.view(-1)[block.places].view(heads, -1)
+        held = error.view(-1).index_select(0, block.places).view(heads, -1)
         grads["relations"].index_add_(1, block.relation, held)
         key[:, :, :stop] += error.sum(2)
         distance[:, queries, :stop] = error.sum(0)

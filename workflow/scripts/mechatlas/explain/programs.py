@@ -93,7 +93,10 @@ class Program(BaseModel):
         windows, length = view.shape
         pattern = np.zeros((windows, length, length), dtype=np.float32)
         for part in self.parts:
-            pattern += np.float32(part.share) * normalise(part.form.affinity(view))
+            affinity = part.form.affinity(view)
+            # Rows of score tables sum to 1 already.
+            rows = affinity if isinstance(part.form, Scores) else normalise(affinity)
+            pattern += np.float32(part.share) * rows
         pattern[:, :, 0] += np.maximum(0, 1 - pattern.sum(-1))
         return pattern
 

@@ -21,7 +21,6 @@ from mechatlas.score.patterns import (
     LOWER_IS_BETTER,
     PATTERN_METRICS,
     SUMS,
-    active_average_precision,
 )
 from mechatlas.stats.bootstrap import (
     adjust_fdr,
@@ -31,7 +30,12 @@ from mechatlas.stats.bootstrap import (
     replicate,
     sign_p_value,
 )
-from mechatlas.stats.ranking import BINS, roc_auc_replicates, score_bins
+from mechatlas.stats.ranking import (
+    BINS,
+    average_precision_replicates,
+    roc_auc_replicates,
+    score_bins,
+)
 
 NEGATIVES = ("negative_same_query", "negative_same_key", "negative_same_distance")
 HEAD = ["layer", "head"]
@@ -186,7 +190,9 @@ def _add_patterns(table: Table, documents: pd.DataFrame, settings: SummarySettin
         counts[at, 1] = np.stack(group["other"].to_list())
         summed = weights @ sums
         found = {metric: _quietly(f, summed) for metric, f in PATTERN_METRICS.items()}
-        found["average_precision"] = replicate(counts, weights, active_average_precision)
+        found["average_precision"] = average_precision_replicates(
+            counts[:, 0], counts[:, 1], weights
+        )
         for metric, values in found.items():
             reason = "" if np.isfinite(values[0]) else _undefined(metric)
             key = (int(layer), int(head), str(explainer), metric, str(control))

@@ -120,12 +120,15 @@ def sign_p_values(values: np.ndarray) -> np.ndarray:
 
 
 def adjust_fdr(p_values: np.ndarray) -> np.ndarray:
-    """Benjamini-Hochberg adjusted p-values; NaNs stay NaN and do not count as tests."""
-    from scipy.stats import false_discovery_control
+    """Benjamini-Hochberg adjusted p-values; NaNs stay NaN and do not count as tests.
 
+    Benjamini and Hochberg 1995: the i-th smallest of n becomes n / i times its value, then the least of that and of
+    what comes after it. Importing the same from scipy.stats costs a second, more than the rest of a summary.
+    """
     p_values = np.asarray(p_values, dtype=np.float64)
     adjusted = np.full(p_values.shape, np.nan)
-    known = np.isfinite(p_values)
-    if known.any():
-        adjusted[known] = false_discovery_control(p_values[known], method="bh")
+    known = np.flatnonzero(np.isfinite(p_values))
+    order = known[np.argsort(p_values[known])]
+    raised = p_values[order] * len(order) / np.arange(1, len(order) + 1)
+    adjusted[order] = np.minimum(np.minimum.accumulate(raised[::-1])[::-1], 1)
     return adjusted
