@@ -72,7 +72,7 @@ def test_intervals_of_many_are_those_of_each():
     values[1, 5] = np.inf
     values[2, 1:60] = np.nan
     found = intervals(values, 0.9)
-    for row, (low, high) in zip(values, found, strict=True):
+    for row, low, high in zip(values, *found, strict=True):
         kept = row[1:][np.isfinite(row[1:])]
         expected = np.percentile(kept, [5, 95]) if len(kept) >= 90 else [np.nan, np.nan]
         np.testing.assert_allclose([low, high], expected, rtol=1e-12)

@@ -295,7 +295,7 @@ def _rows(table: Table, settings: SummarySettings) -> list[dict[str, Any]]:
     for found, prefix in ((scored, ""), (differences, "difference_")):
         if found:
             limits = intervals(np.stack(list(found.values())), settings.confidence)
-            for key, (low, high) in zip(found, limits.tolist(), strict=True):
+            for key, low, high in zip(found, *limits.tolist(), strict=True):
                 rows[key][f"{prefix}low"], rows[key][f"{prefix}high"] = low, high
     for key, values in scored.items():
         rows[key]["value"] = values[0]

@@ -49,34 +49,10 @@ def replicate(
 
 def interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
     """Percentile interval of replicates (the observed value in place 0 is left out); NaN if too few are finite."""
-    low, high = intervals(values[None], confidence)[0]
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    low, high = intervals(values[None], confidence)[:, 0]
     return float(low), float(high)
-
-
-def intervals(values: np.ndarray, confidence: float) -> np.ndarray:
-    """`interval` of many statistics at once.
-
-    Parameters
-    ----------
-    values : float64 [n, replicates + 1]
-    confidence : float
-
-    Returns
-    -------
-    float64 [n, 2]
-    """
-    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    replicates = values[:, 1:]
-    finite = np.isfinite(replicates)
-    result = np.full((len(values), 2), np.nan)
-    whole = finite.all(1) & (replicates.shape[1] > 0)
-    if whole.any():
-        result[whole] = np.quantile(replicates[whole], tails, axis=1).T
-    for row in np.flatnonzero(~whole):
-        kept = replicates[row][finite[row]]
-        if len(kept) and len(kept) >= 0.9 * replicates.shape[1]:
-            result[row] = np.quantile(kept, tails)
-    return result
 
 
 def sign_p_value(differences: np.ndarray) -> float:
@@ -127,8 +103,10 @@ def adjust_fdr(p_values: np.ndarray) -> np.ndarray:
     """
     p_values = np.asarray(p_values, dtype=np.float64)
     adjusted = np.full(p_values.shape, np.nan)
-    known = np.flatnonzero(np.isfinite(p_values))
-    order = known[np.argsort(p_values[known])]
-    raised = p_values[order] * len(order) / np.arange(1, len(order) + 1)
-    adjusted[order] = np.minimum(np.minimum.accumulate(raised[::-1])[::-1], 1)
+    known = np.isfinite(p_values)
+    tests = p_values[known]
+    order = np.argsort(tests)
+    raised = tests[order] * len(tests) / np.arange(1, len(tests) + 1)
+    tests[order] = np.minimum(np.minimum.accumulate(raised[::-1])[::-1], 1)
+    adjusted[known] = tests
     return adjusted
