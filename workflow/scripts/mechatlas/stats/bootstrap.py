@@ -49,11 +49,7 @@ def replicate(
 
 def interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
     """Percentile interval of replicates (the observed value in place 0 is left out); NaN if too few are finite."""
-    finite = values[1:][np.isfinite(values[1:])]
-    if len(finite) < 0.9 * (len(values) - 1) or not len(finite):
-        return float("nan"), float("nan")
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(finite, [tail, 1 - tail])
+    low, high = intervals(values[None], confidence)[:, 0]
     return float(low), float(high)
 
 
@@ -77,11 +73,11 @@ def intervals(values: np.ndarray, confidence: float) -> np.ndarray:
     drawn = values[:, 1:]
     finite = np.isfinite(drawn)
     out = np.full((2, len(values)), np.nan)
-    whole = finite.all(1)
+    whole = finite.all(1) & (drawn.shape[1] > 0)
     if whole.any():
         # Partial sorts instead of the slow path for missing values.
         out[:, whole] = np.quantile(drawn[whole], [tail, 1 - tail], axis=1)
-    most = ~whole & (finite.mean(1) >= 0.9)
+    most = ~whole & (finite.sum(1) >= max(1, 0.9 * drawn.shape[1]))
     if most.any():
         held = np.where(finite[most], drawn[most], np.nan)
         out[:, most] = np.nanquantile(held, [tail, 1 - tail], axis=1)
