@@ -146,16 +146,19 @@ def build_batches(
     text, bos = recipe["text"], tokenizer.bos_token_id
     phases, seed = phases_of(recipe, model), recipe["models"][model]["seed"]
     documents = _encoded(_documents(text["documents"], text["seed"]), tokenizer)
-    drills, scattered = (
-        _encoded(generate_drills(text[key], text["seed"], key != "drills"), tokenizer)
-        for key in ("drills", "scattered_drills")
-    )
+    kinds = {"drill": "drills", "scattered": "scattered_drills", "varied": "varied_drills"}
+    if not any(phase.varied_share for phase in phases):
+        del kinds["varied"]
+    drills = {
+        kind: _encoded(generate_drills(text[key], text["seed"], kind), tokenizer)
+        for kind, key in kinds.items()
+    }
     rule, batches = substitution_of(tokenizer), []
     for number, phase in enumerate(phases):
         rng = rng_for(text["seed"], "batches", seed, number)
         cuts = cut_windows(documents, bos, phase.length, rng)
-        starts = [first_windows(part, bos, phase.length) for part in (drills, scattered)]
-        batches += phase_batches(cuts, *starts, phase, bos, range(1, len(tokenizer)), rule, rng)
+        starts = {kind: first_windows(part, bos, phase.length) for kind, part in drills.items()}
+        batches += phase_batches(cuts, starts, phase, bos, range(1, len(tokenizer)), rule, rng)
     return batches
 
 
