@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,9 +26,9 @@ class Phase:
         (`mechatlas.corpus.synthetic.generate_drills`); the others are cuts of articles and threads.
     scattered_share, varied_share : float
         Shares of the drills whose clauses are scattered over random words, and varied.
-    substituted_share : float
-        Share of the drills in which words are replaced by random tokens, see `substituted`; varied ones stay as they
-        are.
+    substituted_share, varied_substituted_share : float
+        Shares of the drills, and of the varied ones, in which names and other words are replaced by random tokens, see
+        `substituted`. If the second is not 0, only other words are replaced in the rest of the varied ones.
     shortest_period, longest_period : int
         Range, ends included, from which the lengths of the blocks are drawn.
     """
@@ -41,6 +41,7 @@ class Phase:
     scattered_share: float
     varied_share: float
     substituted_share: float
+    varied_substituted_share: float
     shortest_period: int
     longest_period: int
 
@@ -172,7 +173,7 @@ class Substitution:
     others : numpy.ndarray
         Ids of which a random half is replaced in every second window.
     pool : numpy.ndarray
-        Ids that replace them, more than there are names.
+        Ids that replace them, more than there are names; no held-out name is among them.
     """
 
     names: np.ndarray
@@ -219,6 +220,7 @@ def phase_batches(
     bos: int,
     vocabulary: Sequence[int],
     rule: Substitution,
+    varied_rule: Substitution,
     rng: np.random.Generator,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Lay out the steps of a phase: repeated blocks, drills and text in random order, each cut used once.
@@ -233,8 +235,8 @@ def phase_batches(
     phase : Phase
     bos, vocabulary, rng
         As in `repeated_windows`.
-    rule : Substitution
-        For the phase's share of substituted drills.
+    rule, varied_rule : Substitution
+        For the phase's shares of substituted drills.
 
     Returns
     -------
@@ -271,7 +273,13 @@ def phase_batches(
             changed = round(len(part) * phase.substituted_share)
             part[:changed] = substituted(part[:changed], rule, len(vocabulary) + 1, rng)
         if varied_rows is not None:
-            parts.append(drills["varied"][varied_rows[step]])
+            part = drills["varied"][varied_rows[step]]
+            changed = round(varied * phase.varied_substituted_share)
+            if changed:
+                rest = replace(varied_rule, names=varied_rule.names[:0])
+                part[:changed] = substituted(part[:changed], varied_rule, len(vocabulary) + 1, rng)
+                part[changed:] = substituted(part[changed:], rest, len(vocabulary) + 1, rng)
+            parts.append(part)
         rows = (blocks, *parts, text[text_rows[step]])
         first = np.concatenate([starts, np.ones(drilled + cuts, dtype=np.int64)])
         batches.append((np.concatenate(rows), first))
