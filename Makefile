@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 .PHONY: help install demo test test-slurm lint checks format bench clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
 	@echo "Variables: PYTHON (3.11 or newer), CORES ($(CORES)), WORKERS of the tests ($(WORKERS)), VENV ($(VENV))"
 
 install: $(STAMP) ## create the virtual environment from the pinned requirements
@@ -31,7 +31,10 @@ demo: $(STAMP) ## run the default workflow and print where the report is
 
 # A file's tests stay on one worker, which makes their shared fixtures once; those that run the workflow come first.
 test: checks ## the full test suite, lint included
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q --ignore=tests/slurm -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+test-slurm: $(STAMP) ## real runs on a one-node SLURM that is started for it (needs root and Debian's SLURM packages)
+	$(BIN)/python -m pytest -q tests/slurm
 
 lint: checks ## snakemake --lint, snakefmt, ruff, rule hygiene, generated files
 	$(BIN)/python -m pytest -q tests/workflow/test_hygiene.py
