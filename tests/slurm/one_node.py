@@ -8,6 +8,7 @@ SLURM_CONF too, so that the configuration must be where the programs look for it
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import secrets
@@ -76,6 +77,8 @@ def why_not() -> str:
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     if missing:
         return f"not installed: {', '.join(missing)} (Debian: slurmctld slurmd slurm-client munge)"
+    if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
+        return "Snakemake's SLURM executor is not installed: pip install -r envs/slurm.txt"
     if os.geteuid() != 0:
         return "starting slurmctld and slurmd needs root"
     taken = [str(PLACE / name) for name in FILES if os.path.lexists(PLACE / name)]

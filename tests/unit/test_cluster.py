@@ -35,6 +35,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             (folder / name).chmod(0o755)
         (folder / "scontrol.config").write_text(config)
         monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+        monkeypatch.setattr(cluster.metadata, "version", lambda name: "2.8.0")
         (tmp_path / "run").mkdir()
         return tmp_path / "run"
 
@@ -118,6 +119,12 @@ def test_profiles_that_exist_are_not_missing(tmp_path: Path, monkeypatch) -> Non
     assert missing_profile(["--workflow-profile", "none"]) is None
     assert missing_profile(["-n", "--workflow-profile", "bad", "-c1"]) == "bad"
     assert missing_profile(["--workflow-profile=good/"]) is None
+
+
+def test_without_the_executor_the_way_out_is_named(monkeypatch) -> None:
+    monkeypatch.setattr(cluster, "PLUGIN", "no-such-executor")
+    check = cluster.check_plugin()
+    assert check.state == WRONG and "envs/slurm.txt" in check.text
 
 
 def test_importing_it_brings_no_torch() -> None:

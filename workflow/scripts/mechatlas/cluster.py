@@ -93,7 +93,7 @@ def check_plugin() -> Check:
     try:
         return Check("plugin", OK, f"{PLUGIN} {metadata.version(PLUGIN)}")
     except metadata.PackageNotFoundError:
-        return Check("plugin", WRONG, f"{PLUGIN} is not installed; pip install {PLUGIN}")
+        return Check("plugin", WRONG, f"{PLUGIN} is not installed; pip install -r envs/slurm.txt")
 
 
 def check_commands() -> Check:
