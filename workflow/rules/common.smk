@@ -301,8 +301,8 @@ def entries_of(table, **wanted):
 
 
 def dictionaries_of(model, source):
-    """The dictionaries that are for a model and a source, by name."""
-    return entries_of("dictionaries", models=model, sources=source)
+    """The dictionaries that are for a model and a source, by name; none for a random-weight control."""
+    return entries_of("dictionaries", models=model, sources=source) if model in MODELS else []
 
 
 def dictionary_places():
