@@ -82,7 +82,10 @@ class LatentPages:
 
     def sections(self) -> Html:
         """Return the sections of the most important latents, by layer."""
-        latents = self.table.drop_duplicates(["layer", "latent"])
+        order = self.table.sort_values(
+            ["layer", "importance", "latent"], ascending=[True, False, True], kind="stable"
+        )
+        latents = order.drop_duplicates(["layer", "latent"])
         kept = latents.nlargest(SECTIONS, "importance_share", keep="first").index
         shown = latents[latents.index.isin(kept)]
         parts = [STYLE, LEGEND.text]

@@ -188,6 +188,6 @@ def matching(vocabulary: Vocabulary, pattern: str) -> np.ndarray:
 def either(words: list[str]) -> str:
     """Join names with "or", the first few of them."""
     rest = len(words) - NAMED
-    if rest > 0:
+    if rest > 1:
         return f"{', '.join(words[:NAMED])} or one of {rest} more tokens"
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
