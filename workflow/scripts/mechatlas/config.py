@@ -81,7 +81,7 @@ def complete_config(config: Mapping[str, Any], workdir: Path, repository: Path) 
     complete = _walk(_without_nulls(config), load_schema(), "", errors)
     if not errors:
         errors.extend(cross_check(complete, workdir, repository))
-        errors.extend(_check_places(complete["dictionaries"], config))
+        errors.extend(_check_places(complete, config))
     if errors:
         raise ConfigError(errors)
     return complete
@@ -126,16 +126,15 @@ def _check_name(table: str, name: str) -> Iterator[str]:
         yield f"{key}: names ending in {RANDOM_SUFFIX} are kept for the random-weight control; rename it"
 
 
-def _check_places(
-    dictionaries: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]
-) -> Iterator[str]:
-    """Yield models and sources of dictionaries that do not exist; those that are left out by null may be named."""
-    for name, dictionary in dictionaries.items():
-        for table in ("models", "sources"):
-            for place in dictionary[table] or ():
-                if place not in given[table]:
-                    near = _choices(place, list(given[table]))
-                    yield f"dictionaries.{name}.{table}: {place!r} is not among {table}; {near}"
+def _check_places(config: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
+    """Yield models and sources of entries that do not exist; those that are left out by null may be named."""
+    for section in ("dictionaries", "tasks"):
+        for name, entry in config[section].items():
+            for table in ("models", "sources"):
+                for place in entry.get(table) or ():
+                    if place not in given[table]:
+                        near = _choices(place, list(given[table]))
+                        yield f"{section}.{name}.{table}: {place!r} is not among {table}; {near}"
 
 
 def _check_candidates(openai: Mapping[str, Any]) -> Iterator[str]:
