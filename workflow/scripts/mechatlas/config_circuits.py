@@ -34,7 +34,7 @@ def check_circuits(config: Mapping[str, Any], workdir: Path, repository: Path) -
     for file in circuits["generation"]["files"]:
         yield from _check_file("circuits.generation.files", find_path(file, workdir, repository))
     yield from _check_ranking(circuits["edges"])
-    if tasks and circuits["nodes"]["keep"]:
+    if circuits["nodes"]["keep"]:
         yield from _check_kept(circuits["nodes"]["keep"], models, workdir, repository)
 
 
