@@ -77,6 +77,8 @@ def copy_workflow(folder: Path, *, stubs: bool) -> Path:
             shutil.copy(source, folder / name)
     for name in ("demo-4l", "demo-2l"):
         fake_model(folder / "resources" / "models" / name)
+    for name in ("circuits", "questions", "reference"):
+        shutil.copytree(REPOSITORY / "resources" / name, folder / "resources" / name)
     recipe = REPOSITORY / "resources" / "models" / "recipe.yaml"
     if recipe.exists():
         shutil.copy(recipe, folder / "resources" / "models")

@@ -84,6 +84,7 @@ def complete_config(config: Mapping[str, Any], workdir: Path, repository: Path) 
         errors.extend(_check_places(complete, config, "dictionaries", ("models", "sources")))
         errors.extend(_check_places(complete, config, "transcoders", ("models", "sources")))
         errors.extend(_check_places(complete, config, "graphs", ("models", "transcoders")))
+        errors.extend(_check_places(complete, config, "tasks", ("models",)))
     if errors:
         raise ConfigError(errors)
     return complete

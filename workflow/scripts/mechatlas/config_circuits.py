@@ -5,7 +5,6 @@ Cheap enough for every parse of the Snakefile, like `mechatlas.config_files`.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,34 +17,25 @@ from mechatlas.models.config import read_config
 
 
 def check_circuits(config: Mapping[str, Any], workdir: Path, repository: Path) -> Iterator[str]:
-    """Yield what is wrong: unknown models, missing or damaged files, scores not computed, nodes that do not exist."""
+    """Yield what is wrong: missing or damaged files, scores that are not computed, nodes that do not exist.
+
+    Entries for models that are not in the table are allowed, as the models of the default may be left out.
+    """
     models, tasks, circuits = config["models"], config["tasks"], config["circuits"]
-    for name, task in tasks.items():
-        yield from _check_names(f"tasks.{name}.models", task.get("models"), models)
     for name, entry in circuits["extra"].items():
         key = f"circuits.extra.{name}"
-        yield from _check_names(f"{key}.models", entry["models"], models)
         if name in tasks:
             yield f"{key}: a task has this name, too; choose another one"
         yield from _check_circuit(f"{key}.file", find_path(entry["file"], workdir, repository))
     for name, entry in circuits["published"].items():
-        yield from _check_names("circuits.published", [name], models)
         yield from _check_file(
             f"circuits.published.{name}.file", find_path(entry["file"], workdir, repository)
         )
     for file in circuits["generation"]["files"]:
         yield from _check_file("circuits.generation.files", find_path(file, workdir, repository))
     yield from _check_ranking(circuits["edges"])
-    if tasks and circuits["nodes"]["keep"]:
+    if circuits["nodes"]["keep"]:
         yield from _check_kept(circuits["nodes"]["keep"], models, workdir, repository)
-
-
-def _check_names(key: str, names: Sequence[str] | None, models: Mapping[str, Any]) -> Iterator[str]:
-    for name in names or ():
-        if name not in models:
-            near = difflib.get_close_matches(name, models, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            yield f"{key}: {name!r} is no entry of models; {hint}choose from {', '.join(models)}"
 
 
 def _check_file(key: str, path: Path) -> Iterator[str]:
