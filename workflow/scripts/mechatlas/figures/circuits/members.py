@@ -56,14 +56,15 @@ def member_matrices(matrices: pd.DataFrame, components: Sequence[str], kind: str
         image = panel.imshow(grids[place], cmap=DIVERGING, vmin=-most, vmax=most)
         panel.grid(False)
         panel.set_title(components[place], loc="left", fontsize=9)
+        # Names stand at the edges of the grid only: all panels have the same ones.
+        left, bottom = place % across == 0, place + across >= len(components)
+        names = [member.strip() for member in members]
+        places = range(len(members))
         panel.set_xticks(
-            range(len(members)), [m.strip() for m in members], rotation=90, fontsize=6.5
+            places if bottom else [], names if bottom else [], rotation=90, fontsize=6.5
         )
-        panel.set_yticks(range(len(members)), [m.strip() for m in members], fontsize=6.5)
-        if place % across == 0:
-            panel.set_ylabel(row)
-        if place + across >= len(components):
-            panel.set_xlabel(column)
+        panel.set_yticks(places if left else [], names if left else [], fontsize=6.5)
+        panel.set(ylabel=row if left else "", xlabel=column if bottom else "")
     if components:
         figure.colorbar(image, ax=axes, label=label, shrink=0.9 if down == 1 else 0.6)
     return figure
