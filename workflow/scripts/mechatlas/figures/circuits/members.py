@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TARGETS = {
-    "copy": (BLUE, "the member itself"),
+    "copy": (BLUE, "the word itself"),
     "next": (ORANGE, "the next member"),
-    "ordinal": (GREEN, "the next place as a word"),
+    "ordinal": (GREEN, "the place of the next one"),
 }
 MATRICES = {
     "ov": ("attended", "promoted", "logit, centred in each row"),
@@ -122,7 +122,7 @@ def ov_bars(ov: pd.DataFrame, sign: int = 1, count: int = 12) -> Figure:
         float(rows["chance"].iloc[0]), color=GREY, linewidth=1.2, linestyle="--", label="chance"
     )
     axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set(xlabel="share of members", xlim=(0, 1.02), ylim=(len(names) - 0.4, -0.6))
+    axes.set(xlabel="share of words", xlim=(0, 1.02), ylim=(len(names) - 0.4, -0.6))
     axes.grid(axis="y", visible=False)
     figure.legend(loc="outside upper left", ncols=4, columnspacing=1.2)
     return figure
