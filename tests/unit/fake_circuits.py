@@ -350,10 +350,9 @@ class _Task:
                 part = part.assign(
                     **self.around(1 - (1 - share) ** 3, ("faithfulness", "low", "high"))
                 )
+                band = share**2 if method == "eap-ig-inputs" else np.full(len(share), np.nan)
                 parts.append(
-                    part.assign(
-                        random=share**2, random_low=share**2 - 0.1, random_high=share**2 + 0.1
-                    )
+                    part.assign(random=band, random_low=band - 0.1, random_high=band + 0.1)
                 )
         self.table("edges/curve", pd.concat(parts))
         kinds = ("all", "q", "k", "v", "mlp", "logits")

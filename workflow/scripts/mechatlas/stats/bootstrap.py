@@ -84,15 +84,6 @@ def intervals(values: np.ndarray, confidence: float) -> np.ndarray:
     return out
 
 
-def sign_p_values(values: np.ndarray) -> np.ndarray:
-    """Return `sign_p_value` of many differences ``[C, replicates + 1]`` at once, ``[C]``."""
-    drawn = values[:, 1:]
-    finite = np.isfinite(drawn).sum(1)
-    below = ((drawn <= 0).sum(1) + 1) / (finite + 1)
-    above = ((drawn >= 0).sum(1) + 1) / (finite + 1)
-    return np.where(finite > 0, np.minimum(1.0, 2 * np.minimum(below, above)), np.nan)
-
-
 def adjust_fdr(p_values: np.ndarray) -> np.ndarray:
     """Benjamini-Hochberg adjusted p-values; NaNs stay NaN and do not count as tests.
 

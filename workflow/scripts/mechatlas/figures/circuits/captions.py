@@ -34,7 +34,8 @@ _TEXTS = {
         of the full model ({tested}).""",
     "curve": f"""
         Faithfulness of the strongest edges by their number ({{tested}}): 0 is the corrupted run, 1 the clean one.
-        {_BAND}; grey: random edges, as many into every kind of destination.""",
+        {_BAND}; grey, where it was measured: random edges, as many into every kind of destination. Ranked by strength.
+        """,
     "graph_inputs": """
         The edge circuit, {which} ({found}); q, k, v: what a head reads. Lines are as wide as the metric changes when
         the edge carries its corrupted activation; dashed: the metric gets better then.""",

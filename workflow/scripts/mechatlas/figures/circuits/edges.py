@@ -56,7 +56,7 @@ def faithfulness_curves(curve: pd.DataFrame, *, signed: bool = False) -> Figure:
     for level in (0, 1):
         axes.axhline(level, color=GREY, linewidth=0.8, linestyle="--")
     if known:
-        _random_band(axes, rows[rows["method"] == known[0]].sort_values("share"))
+        _random_band(axes, rows)
         axes.set_xscale("log")
         places = [
             t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if t >= 99 * rows["share"].min()
@@ -79,9 +79,11 @@ def faithfulness_curves(curve: pd.DataFrame, *, signed: bool = False) -> Figure:
 
 
 def _random_band(axes: Axes, rows: pd.DataFrame) -> None:
+    """Draw the band of the first method that has one."""
     rows = rows[rows["random"].notna()]
     if rows.empty:
         return
+    rows = rows[rows["method"] == rows["method"].iloc[0]].sort_values("share")
     at = 100 * rows["share"]
     axes.fill_between(
         at, rows["random_low"], rows["random_high"], color=GREY, alpha=0.25, linewidth=0,

@@ -78,7 +78,7 @@ def _styles(tokens: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def _axes(axes: Axes, panel: str, layers: int) -> None:
-    places = ticks(layers)
+    places = [t for t in ticks(layers) if t > 0 or layers <= 16]
     axes.set_xticks([-1, *places], ["embed", *map(str, places)])
     axes.set(xlabel="after layer", ylabel=PANELS[panel])
     if panel == "rank":

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TARGETS = {
-    "copy": (BLUE, "the member itself"),
+    "copy": (BLUE, "the word itself"),
     "next": (ORANGE, "the next member"),
-    "ordinal": (GREEN, "the next place as a word"),
+    "ordinal": (GREEN, "the place of the next one"),
 }
 MATRICES = {
     "ov": ("attended", "promoted", "logit, centred in each row"),
@@ -56,14 +56,15 @@ def member_matrices(matrices: pd.DataFrame, components: Sequence[str], kind: str
         image = panel.imshow(grids[place], cmap=DIVERGING, vmin=-most, vmax=most)
         panel.grid(False)
         panel.set_title(components[place], loc="left", fontsize=9)
+        # Names stand at the edges of the grid only: all panels have the same ones.
+        left, bottom = place % across == 0, place + across >= len(components)
+        names = [member.strip() for member in members]
+        places = range(len(members))
         panel.set_xticks(
-            range(len(members)), [m.strip() for m in members], rotation=90, fontsize=6.5
+            places if bottom else [], names if bottom else [], rotation=90, fontsize=6.5
         )
-        panel.set_yticks(range(len(members)), [m.strip() for m in members], fontsize=6.5)
-        if place % across == 0:
-            panel.set_ylabel(row)
-        if place + across >= len(components):
-            panel.set_xlabel(column)
+        panel.set_yticks(places if left else [], names if left else [], fontsize=6.5)
+        panel.set(ylabel=row if left else "", xlabel=column if bottom else "")
     if components:
         figure.colorbar(image, ax=axes, label=label, shrink=0.9 if down == 1 else 0.6)
     return figure
@@ -121,7 +122,7 @@ def ov_bars(ov: pd.DataFrame, sign: int = 1, count: int = 12) -> Figure:
         float(rows["chance"].iloc[0]), color=GREY, linewidth=1.2, linestyle="--", label="chance"
     )
     axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set(xlabel="share of members", xlim=(0, 1.02), ylim=(len(names) - 0.4, -0.6))
+    axes.set(xlabel="share of words", xlim=(0, 1.02), ylim=(len(names) - 0.4, -0.6))
     axes.grid(axis="y", visible=False)
     figure.legend(loc="outside upper left", ncols=4, columnspacing=1.2)
     return figure

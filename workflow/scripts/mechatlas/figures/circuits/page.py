@@ -46,6 +46,11 @@ def row(*figures: Html) -> Html:
     return Html(f"<div class='mx-row'>{join(*figures).text}</div>")
 
 
+def table_or(rows: words.Rows, nothing: str) -> Html:
+    """Return a table, or a sentence if it has no rows."""
+    return html.table(*rows) if rows[1] else Html(f"<p>{html.escape(nothing)}</p>")
+
+
 def heading(text: str) -> Html:
     """Return a small heading."""
     return Html(f"<h5>{html.escape(text)}</h5>")
@@ -143,7 +148,7 @@ def edges_part(task: TaskResults) -> Html:
         heading("Strongest edges of the circuit"),
         html.table(*words.edge_effect_rows(task)),
         heading("Paths, patched exactly"),
-        html.table(*words.path_rows(task.table("edges/paths"))),
+        table_or(words.path_rows(task.table("edges/paths")), "No path was patched."),
     )
 
 
@@ -266,7 +271,7 @@ def members_part(task: TaskResults) -> Html:
         heading("Among the words alone: what heads look for"),
         html.table(*words.qk_member_rows(sought)),
         heading("Between roles: what heads look for"),
-        html.table(*words.qk_rows(task.table("lens/qk"))),
+        table_or(words.qk_rows(task.table("lens/qk")), "No pair of roles can be told from chance."),
     )
 
 

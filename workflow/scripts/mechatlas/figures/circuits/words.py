@@ -274,22 +274,24 @@ def ov_member_rows(table: pd.DataFrame, count: int = 8) -> Rows:
     """Return the heads that promote a member, or the next one, most often among the members."""
     names = [name for name in ("copy", "next") if name in table]
     words = {"copy": "itself", "next": "the next one"}
+    gain = "next_minus_copy"
     columns = [
         "head",
         *(f"promotes most: {words[n]}" for n in names),
         "chance",
-        "next minus itself, logits",
+        *(["next minus itself, logits"] if gain in table else []),
     ]
     best = table[names].max(axis=1).sort_values(ascending=False, kind="stable").index[:count]
-    gain = "next_minus_copy"
     return columns, [
         [
             row["component"],
             *(f"{row[f'{n}_hits']} of {row[f'{n}_of']}" for n in names),
             number(row["chance"]),
-            with_interval(row[gain], row[f"{gain}_low"], row[f"{gain}_high"])
-            if gain in table
-            else number(None),
+            *(
+                [with_interval(row[gain], row[f"{gain}_low"], row[f"{gain}_high"])]
+                if gain in table
+                else []
+            ),
         ]
         for _, row in table.loc[best].iterrows()
     ]
