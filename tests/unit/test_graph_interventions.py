@@ -12,11 +12,20 @@ from mechatlas.circuits.graphs.attribute import attribute
 from mechatlas.circuits.graphs.consistency import agreement, consistency_table, total_effects
 from mechatlas.circuits.graphs.graph import FEATURE, LOGIT
 from mechatlas.circuits.graphs.influence import prune
-from mechatlas.circuits.graphs.interventions import Intervention, intervene
+from mechatlas.circuits.graphs.interventions import (
+    Intervention,
+    intervene,
+    intervention_hooks,
+)
 from mechatlas.circuits.graphs.run import run_prompt
 from mechatlas.circuits.graphs.targets import salient_logits
-from mechatlas.dictionaries.clt_replacement import reconstruction_errors, replacement_hooks
+from mechatlas.dictionaries.clt_replacement import (
+    generation_hooks,
+    reconstruction_errors,
+    replacement_hooks,
+)
 from mechatlas.io import UserError
+from mechatlas.models.sampling import sample
 
 TOKENS = torch.tensor([0, 7, 3, 22, 7, 39, 1])
 VARIANTS = [
@@ -153,6 +162,38 @@ def test_free_attention_on_model_mlps_is_a_plain_hook():
     change = [[Intervention(1, 4, 3, 2.0, "add")]]
     got = intervene(run, change, attention="free", mlps="model").final
     torch.testing.assert_close(got, wanted, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize(("kind", "settings"), VARIANTS)
+def test_hooks_for_generation_are_the_same_intervention(kind, settings):
+    run = make_run(kind, **settings)
+    changes = [Intervention(0, 2, slice(2, None), 3.0), Intervention(1, 5, 4, 2.0, "add")]
+    hooks = intervention_hooks(run.clt, changes)
+    wanted = intervene(run, [changes], attention="free", mlps="model").final
+    got = run.model.forward(TOKENS[None], hooks, logits=False)
+    torch.testing.assert_close(got, wanted, atol=1e-10, rtol=0)
+    prompts = [TOKENS.tolist()[:5], TOKENS.tolist()[:3]]
+    tokens = [sample(run.model, prompts, 6, temperature=0, hooks=hooks, cached=c) for c in (True, False)]  # fmt: skip
+    assert tokens[0] == tokens[1]
+
+
+@pytest.mark.parametrize(("kind", "settings"), VARIANTS)
+def test_the_replacement_model_generates_with_a_cache(kind, settings):
+    run = make_run(kind, **settings)
+    hooks = generation_hooks(run.clt)
+    wanted = run.model.forward(TOKENS[None], replacement_hooks(run.clt))
+    torch.testing.assert_close(run.model.forward(TOKENS[None], hooks), wanted, atol=1e-10, rtol=0)
+    prompts = [TOKENS.tolist()[:5], TOKENS.tolist()[:3]]
+    cached, plain = (
+        sample(run.model, prompts, 8, temperature=0, hooks=hooks, cached=c) for c in (True, False)
+    )
+    assert cached == plain
+    # Token by token by the replacement model itself.
+    tokens = prompts[1]
+    for token in cached[1]:
+        logits = run.model.forward(torch.tensor([tokens]), replacement_hooks(run.clt))
+        assert int(logits[0, -1].argmax()) == token
+        tokens = [*tokens, token]
 
 
 def test_agreement_summarises():

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from mechatlas.dictionaries.clt import CrossLayerTranscoder
+from mechatlas.models.hooks import Hook, Hooks
 from mechatlas.models.transformer import Transformer
 
-Hooks = dict[str, Callable[[Tensor, int], Tensor | None]]
+Functions = dict[str, Hook]
 
 
 def replacement_hooks(
@@ -18,7 +19,7 @@ def replacement_hooks(
     *,
     positions: slice = slice(1, None),
     errors: Sequence[Tensor] | None = None,
-) -> Hooks:
+) -> Functions:
     """Return hooks that put the transcoder in the place of all MLPs.
 
     Parameters
@@ -57,6 +58,16 @@ def replacement_hooks(
         return value
 
     return {clt.reads: read, "mlp_out": write}
+
+
+def generation_hooks(clt: CrossLayerTranscoder, *, first: int = 1) -> Hooks:
+    """Return hooks for `mechatlas.models.sampling.sample`: the replacement model, also with a cache.
+
+    ``first`` is the first position, counted in the whole sequence, whose MLPs are replaced.
+    """
+    functions = replacement_hooks(clt, positions=slice(None))
+    hooks = Hooks().append_fwd(clt.reads, functions[clt.reads])
+    return hooks.append_fwd("mlp_out", functions["mlp_out"], positions=slice(first, None))
 
 
 @torch.inference_mode()

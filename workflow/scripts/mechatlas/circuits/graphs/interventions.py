@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 
 from mechatlas.circuits.graphs.run import LocalRun
+from mechatlas.dictionaries.clt import CrossLayerTranscoder
 from mechatlas.io import UserError
+from mechatlas.models.hooks import Hook, Hooks
 
 ATTENTION, MLPS, HOWS = ("frozen", "free"), ("constant", "features", "model"), ("set", "scale", "add")  # fmt: skip
 
@@ -90,6 +92,46 @@ def intervene(
     """
     _check(run, variants, attention, mlps)
     return _Variants(run, variants, attention == "frozen", mlps, set(constrained)).outcome()
+
+
+def intervention_hooks(clt: CrossLayerTranscoder, interventions: Sequence[Intervention]) -> Hooks:
+    """Return hooks of an ordinary run, also of `mechatlas.models.sampling.sample` with a cache, that change features.
+
+    As (free, model): the model's MLPs stay, plus what the changed features write more or less. Positions count in the
+    whole sequence, so a slice without end also changes tokens that are yet to be written.
+
+    Raises
+    ------
+    UserError
+        If an intervention names no feature of the transcoder.
+    """
+    hooks = Hooks()
+    for one in interventions:
+        _check_feature(clt, one)
+        read, write = _steering(clt, one)
+        hooks.append_fwd(clt.reads, read, layers=one.layer)
+        hooks.append_fwd("mlp_out", write, layers=clt.targets(one.layer), positions=one.positions)
+    return hooks
+
+
+def _steering(clt: CrossLayerTranscoder, one: Intervention) -> tuple[Hook, Hook]:
+    change: list[Tensor] = []
+    index = torch.tensor([one.feature], device=clt.device)
+
+    def read(x: Tensor, layer: int) -> None:
+        now = clt.encode(x.flatten(0, 1), layer)[:, one.feature].view(x.shape[:2])
+        change[:] = [_changed(now, one) - now]
+
+    def write(value: Tensor, layer: int) -> Tensor:
+        return value + change[0][..., None] * clt.decoder_rows(one.layer, layer, index)[0]
+
+    return read, write
+
+
+def _changed(values: Tensor, one: Intervention) -> Tensor:
+    if one.how == "set":
+        return torch.full_like(values, one.value)
+    return values * one.value if one.how == "scale" else values + one.value
 
 
 class _Variants:
@@ -173,11 +215,7 @@ class _Variants:
         contained = now.clone() if self.mlps == "model" else base
         for variant, one in here:
             place = now[variant, one.positions, one.feature]
-            now[variant, one.positions, one.feature] = {
-                "set": torch.full_like(place, one.value),
-                "scale": place * one.value,
-                "add": place + one.value,
-            }[one.how]
+            now[variant, one.positions, one.feature] = _changed(place, one)
         return now - contained
 
     def _base(self, layer: int) -> Tensor:
@@ -219,15 +257,18 @@ def _check(
             _check_one(run, one)
 
 
-def _check_one(run: LocalRun, one: Intervention) -> None:
-    layers, length = run.clt.n_layers, run.length
+def _check_feature(clt: CrossLayerTranscoder, one: Intervention) -> None:
     if one.how not in HOWS:
         raise UserError(f"how is {one.how!r}; it must be one of {', '.join(HOWS)}")
-    if not 0 <= one.layer < layers or not 0 <= one.feature < run.clt.n_features[one.layer]:
+    if not 0 <= one.layer < clt.n_layers or not 0 <= one.feature < clt.n_features[one.layer]:
         raise UserError(
-            f"feature {one.feature} of layer {one.layer} does not exist in {run.clt.label} of {layers} layers"
+            f"feature {one.feature} of layer {one.layer} does not exist in {clt.label} of {clt.n_layers} layers"
         )
-    positions = one.positions
+
+
+def _check_one(run: LocalRun, one: Intervention) -> None:
+    _check_feature(run.clt, one)
+    length, positions = run.length, one.positions
     if isinstance(positions, slice):
         positions = range(length)[positions]
         inside = not positions or min(positions) >= run.bos
