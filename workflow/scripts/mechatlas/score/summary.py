@@ -220,15 +220,14 @@ def _add_events(table: Table, events: pd.DataFrame, settings: SummarySettings) -
     events = events.assign(
         at=events["doc"].astype(str).map(place),
         bin=score_bins(events["prediction"]),
+        role=events["role"].astype("category"),
         place=_place(events, "query", "key", length),
         anchor=_place(events, "anchor_query", "anchor_key", length),
     )
-    kinds = events["role"].astype("category")
     for (layer, head, explainer, control), group in events.groupby(VARIANT):
-        roles = kinds.loc[group.index]
-        top = group[roles == "top"]
+        top = group[group["role"] == "top"]
         for role in NEGATIVES:
-            negative = group[roles == role]
+            negative = group[group["role"] == role]
             key = (int(layer), int(head), str(explainer), f"auc_{role}", str(control))
             fewest = min(len(top), len(negative))
             if fewest < settings.min_events:
