@@ -10,12 +10,14 @@ import torch
 from clt_makers import dense_outputs
 from planted_dictionary import write_chunk
 
+from mechatlas.corpus.windows import Windows, write_windows
 from mechatlas.dictionaries import clt_trainer
+from mechatlas.dictionaries.clt_formats import load_clt
 from mechatlas.dictionaries.clt_settings import CltSettings
 from mechatlas.dictionaries.clt_trainer import CltTrainer, clt_places, measure_scales
-from mechatlas.dictionaries.clt_training import train_clt
+from mechatlas.dictionaries.clt_training import train_clt, train_to_files
 from mechatlas.dictionaries.stream import ActivationStream
-from mechatlas.io import UserError
+from mechatlas.io import UserError, read_table, write_json
 
 LAYERS, D, PLANTED, WINDOWS, LENGTH = 3, 24, 30, 160, 17
 SETTINGS = CltSettings(
@@ -232,3 +234,27 @@ def test_constant_activations_are_refused(tmp_path):
     stream = ActivationStream([chunk], clt_places("resid_mid", LAYERS), np.arange(4), batch_tokens=16)  # fmt: skip
     with pytest.raises(UserError, match="constant"):
         measure_scales(stream, "resid_mid", LAYERS)
+
+
+def test_files_of_a_training_and_its_resumption(world, tmp_path):
+    """From windows and chunks to clt.safetensors and training.parquet; the checkpoint is gone at the end."""
+    chunk, *_ = world
+    tokens = np.zeros((WINDOWS, LENGTH), np.int32)
+    docs = np.array([f"d{i}" for i in range(WINDOWS)], object)
+    splits = np.where(np.arange(WINDOWS) < 100, 0, 2).astype(np.int8)
+    windows = Windows(tokens, docs, splits, np.zeros(WINDOWS, np.int32), np.zeros(WINDOWS, bool))
+    write_windows(tmp_path / "w.parquet", windows, source="s", tokenizer="t", bos=0, seed=0)
+    index = {"layers": LAYERS}
+    write_json(chunk / "index.json", index, {"model": "m", "model_hash": "h", "dtype": "float32"})
+    paths = {name: tmp_path / name for name in ("clt.safetensors", "training.parquet")}
+    train_to_files(
+        tmp_path / "w.parquet", [chunk], SETTINGS, about={"model": "m", "transcoder": "x"},
+        checkpoint=tmp_path / "state.safetensors", checkpoint_every=8, device="cpu",
+        clt=paths["clt.safetensors"], training=paths["training.parquet"],
+    )  # fmt: skip
+    clt = load_clt(paths["clt.safetensors"])
+    assert (clt.about["model_hash"], clt.n_layers) == ("h", LAYERS)
+    table = read_table(paths["training.parquet"])
+    assert list(table["step"].unique()) == list(range(1, SETTINGS.steps + 1))
+    assert (table.groupby("step")["layer"].apply(list).iloc[0]) == [0, 1, 2]
+    assert not (tmp_path / "state.safetensors").exists()

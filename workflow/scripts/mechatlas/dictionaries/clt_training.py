@@ -152,7 +152,7 @@ def train_to_files(
         about=about,
         device=device,
     )
-    record = provenance(**facts, **about, settings=asdict(settings), steps=len(history))
+    record = provenance(**{**facts, **about}, settings=asdict(settings), steps=len(history))
     save_clt(clt, trained, record)
     layers = [np.int32(layer) for layer in range(n_layers)]
     write_table(training, metrics_table(history, METRICS, layer=layers), record)
