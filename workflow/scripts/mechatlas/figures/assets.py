@@ -54,8 +54,8 @@ for (const table of document.querySelectorAll("table.mx-sort")) {
   const heads = [...table.tHead.rows[0].cells];
   const key = (row, at) => {
     const text = row.cells[at].textContent.trim();
-    const unit = text.match(/^L(\d+)\.H(\d+)/);
-    if (unit) return 1e5 * Number(unit[1]) + Number(unit[2]);
+    const unit = text.match(/^L(\d+)\.(?:H|\w+\.F)(\d+)/);
+    if (unit) return 1e8 * Number(unit[1]) + Number(unit[2]);
     const value = parseFloat(text.replace("−", "-"));
     return Number.isNaN(value) ? text : value;
   };

@@ -12,8 +12,8 @@ from mechatlas.figures.html import number, with_interval
 from mechatlas.figures.latents import in_order, variant_words
 from mechatlas.figures.markdown import markdown_table
 from mechatlas.figures.words import percent
+from mechatlas.score.latents.names import OWN
 from mechatlas.score.latents.overall import MAIN_METRIC, failing_controls
-from mechatlas.score.latents.summary import OWN
 
 #: Metrics in the order in which they are shown, with their words.
 METRICS: dict[str, str] = {

@@ -28,13 +28,11 @@ from mechatlas.score.latents.causal import (
     steer_to,
     variants_edits,
 )
+from mechatlas.score.latents.names import ABLATED, MODEL, RANDOM_DIRECTION, TRUE_ACTIVITY
 from mechatlas.score.latents.tokens import calibrate
 from mechatlas.stats.ranking import BINS
 
 Variant = tuple[str, str]
-#: The untouched model, and the model without the latent, among the variants of losses.
-MODEL, ABLATED = ("", "model"), ("", "ablated")
-RANDOM_DIRECTION, TRUE_ACTIVITY = "random_direction", "true_activity"
 #: Tokens of each sign that are listed.
 LISTED = 10
 

@@ -9,14 +9,12 @@ import numpy as np
 import pandas as pd
 
 from mechatlas.io import rng_for
-from mechatlas.score.latents.measure import TRUE_ACTIVITY
-from mechatlas.score.latents.summary import LOOKUP, METRICS, OWN
+from mechatlas.score.latents.names import BASELINES, OWN
+from mechatlas.score.latents.summary import METRICS
 from mechatlas.stats.bootstrap import interval
 
 #: Metric by which latents are compared with their controls.
 MAIN_METRIC = "correlation"
-#: What a score is compared with though it need not fail.
-BASELINES = (LOOKUP, TRUE_ACTIVITY)
 
 
 def failing_controls(rows: pd.DataFrame) -> pd.DataFrame:

@@ -13,10 +13,15 @@ from mechatlas.explain.latents.fit_ngrams import fit_lookup
 from mechatlas.explain.latents.programs import LatentProgram
 from mechatlas.explain.latents.records import latent_programs, swapped_latents
 from mechatlas.io import progress
-from mechatlas.score.latents.measure import ABLATED, MODEL, RANDOM_DIRECTION, TRUE_ACTIVITY
-from mechatlas.score.latents.summary import (
+from mechatlas.score.latents.names import (
+    ABLATED,
     LOOKUP,
+    MODEL,
     OWN,
+    RANDOM_DIRECTION,
+    TRUE_ACTIVITY,
+)
+from mechatlas.score.latents.summary import (
     TOKEN_METRICS,
     LatentScores,
     LatentSummarySettings,

@@ -15,6 +15,7 @@ import pandas as pd
 
 from mechatlas.explain.latents.data import Latent
 from mechatlas.io import rng_for
+from mechatlas.score.latents.names import OWN
 from mechatlas.score.latents.tokens import TokenSums
 from mechatlas.stats.bootstrap import (
     adjust_fdr,
@@ -25,9 +26,6 @@ from mechatlas.stats.bootstrap import (
 )
 from mechatlas.stats.ranking import average_precision, roc_auc
 
-OWN, LOOKUP, RANDOM_DIRECTION = "none", "token_lookup", "random_direction"
-#: What a score is compared with though it need not fail.
-BASELINES = (LOOKUP,)
 TOP_AND_RANDOM = "_top_and_random"
 TOKEN_METRICS = (
     *("correlation", "correlation_top_and_random", "variance_explained", "average_precision"),
