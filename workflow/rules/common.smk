@@ -465,8 +465,11 @@ def of_tasks(file):
 
 def circuit_options():
     """Param: how intervals are made."""
-    options = {key: config["circuits"][key] for key in ("confidence", "bootstrap")}
-    return options | {"seed": config["seed"]}
+    return {
+        "confidence": config["circuits"]["confidence"],
+        "bootstrap": config["circuits"]["bootstrap"],
+        "seed": config["seed"],
+    }
 
 
 PUBLISHED = config["circuits"]["published"]
