@@ -66,14 +66,16 @@ OPTIONS = {
     "one model": (["models={demo-2l: null}"], jobs(1, 2, 1)),
     "a language model explains too": (
         ["explain={explainers: [programs, openai]}"],
-        jobs(2, 2, 1) | {"ask_explainer": 4},
+        jobs(2, 2, 1) | {"ask_explainer": 4, "ask_latents": 1},
     ),
     "a language model alone explains": (
         ["explain={explainers: [openai]}"],
         {
             rule: count
-            for rule, count in (jobs(2, 2, 1, control=False) | {"ask_explainer": 4}).items()
-            if rule != "explain_heads"
+            for rule, count in (
+                jobs(2, 2, 1, control=False) | {"ask_explainer": 4, "ask_latents": 1}
+            ).items()
+            if rule not in ("explain_heads", "explain_latents")
         },
     ),
     "model from the hub": (
