@@ -37,6 +37,9 @@ def jobs(
         **dict.fromkeys(both, captured),
         **dict.fromkeys(trained, pairs),
         **dict.fromkeys(("train_sae", "evaluate_sae", "draw_frontier") if dictionaries else (), 1),
+        **dict.fromkeys(("train_clt", "evaluate_clt") if dictionaries else (), 1),
+        **({"attribution_graph": 3} if dictionaries else {}),
+        "prepare_prompts": 3 * models,
         **{"render_index": 1, "write_manifest": 1, "all": 1},
     }
 
@@ -156,7 +159,9 @@ CHANGES = {
     ),
     "bootstrap": (
         ["score={bootstrap: 500}"],
-        FROM_SCORES | {"summarise_scores", "evaluate_sae", "draw_frontier"},
+        FROM_SCORES
+        | {"summarise_scores", "evaluate_sae", "draw_frontier"}
+        | {"evaluate_clt", "attribution_graph"},
     ),
     "programs": (
         ["explain={programs: {max_parts: 2}}"],
