@@ -2,15 +2,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 CORES ?= all
+WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test test-slurm lint checks format bench clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
-	@echo "Variables: PYTHON (3.11 or newer), CORES ($(CORES)), VENV ($(VENV))"
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
+	@echo "Variables: PYTHON (3.11 or newer), CORES ($(CORES)), WORKERS of the tests ($(WORKERS)), VENV ($(VENV))"
 
 install: $(STAMP) ## create the virtual environment from the pinned requirements
 
@@ -28,16 +29,22 @@ demo: $(STAMP) ## run the default workflow and print where the report is
 	$(BIN)/snakemake --cores $(CORES) --resources gpu=1
 	@echo "The report: $(CURDIR)/results/report/index.html"
 
-test: lint ## the full test suite, lint included
-	$(BIN)/python -m pytest -q
+# A file's tests stay on one worker, which makes their shared fixtures once; those that run the workflow come first.
+test: checks ## the full test suite, lint included
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q --ignore=tests/slurm -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-lint: $(STAMP) ## snakemake --lint, snakefmt, ruff, rule hygiene, generated files
+test-slurm: $(STAMP) ## real runs on a one-node SLURM that is started for it (needs root and Debian's SLURM packages)
+	$(BIN)/python -m pytest -q tests/slurm
+
+lint: checks ## snakemake --lint, snakefmt, ruff, rule hygiene, generated files
+	$(BIN)/python -m pytest -q tests/workflow/test_hygiene.py
+
+checks: $(STAMP)
 	$(BIN)/snakemake --lint
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mechatlas.config_docs --check
-	$(BIN)/python -m pytest -q tests/workflow/test_hygiene.py
 
 format: $(STAMP) ## format Python and Snakemake files
 	$(BIN)/snakefmt Snakefile workflow

@@ -29,15 +29,18 @@ rule all:
 include: "workflow/rules/collect.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/tasks.smk"
+include: "workflow/rules/circuits.smk"
 include: "workflow/rules/capture.smk"
 include: "workflow/rules/dictionaries.smk"
 include: "workflow/rules/transcoders.smk"
 include: "workflow/rules/explain.smk"
 include: "workflow/rules/judge.smk"
+include: "workflow/rules/latents.smk"
 include: "workflow/rules/forecast.smk"
 include: "workflow/rules/score.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/training.smk"
+include: "workflow/rules/cluster.smk"
 
 
 onstart:

@@ -73,7 +73,8 @@ def decode_ratio(tokens: int, latents: int, k: int, repeats: int) -> dict[str, A
         return torch.zeros(tokens, D).index_add_(0, rows, parts)
 
     def csr() -> Any:
-        matrix = torch.sparse_csr_tensor(offsets, indices.flatten(), values.flatten(), dense.shape)
+        parts = offsets, indices.flatten(), values.flatten()
+        matrix = torch.sparse_csr_tensor(*parts, dense.shape, check_invariants=False)
         return matrix @ decoder
 
     runs = {

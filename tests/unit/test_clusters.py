@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -17,6 +19,7 @@ from mechatlas.explain.clusters import (
     unit_names,
     without_shares,
 )
+from mechatlas.explain.sentences import read_encoder
 from mechatlas.io import UserError
 
 
@@ -116,6 +119,41 @@ def test_embedding_model_that_is_not_there(tmp_path, monkeypatch: pytest.MonkeyP
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="clusters.embedding_model: cannot load"):
         embed_texts(["a"], str(tmp_path / "empty"))
+
+
+TEXTS = [
+    "Attends to the previous token.",
+    "By its score tables attends mostly to the first token of the line; strongest pair '\\n' to 'Ωmega'.",
+    "x",
+    "",
+    "word " * 400,
+]
+
+
+def test_vectors_are_those_of_sentence_transformers() -> None:
+    place = find_embedding_model("all-MiniLM-L6-v2")
+    from sentence_transformers import SentenceTransformer
+
+    expected = SentenceTransformer(place, device="cpu").encode(TEXTS, normalize_embeddings=True)
+    np.testing.assert_allclose(read_encoder(place).encode(TEXTS), expected, atol=1e-5)
+
+
+def test_a_folder_of_another_kind_is_left_to_sentence_transformers(tmp_path) -> None:
+    place = Path(find_embedding_model("all-MiniLM-L6-v2"))
+    assert read_encoder(tmp_path) is None
+    for file in place.rglob("*.json"):
+        copy = tmp_path / file.relative_to(place)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_text(file.read_text())
+    (tmp_path / "model.safetensors").symlink_to(place / "model.safetensors")
+    assert read_encoder(tmp_path) is not None
+    pooling = tmp_path / "1_Pooling" / "config.json"
+    pooling.write_text(
+        pooling.read_text().replace(
+            '"pooling_mode_cls_token": false', '"pooling_mode_cls_token": true'
+        )
+    )
+    assert read_encoder(tmp_path) is None
 
 
 def test_installed_model_groups_like_with_like() -> None:

@@ -9,7 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from planted_dictionary import WINDOW_LEN, directions, planted, write_chunk
+from safetensors.numpy import load_file
 
+from mechatlas.capture.shards import ShardReader, ShardWriter
 from mechatlas.dictionaries.loop import fingerprint, metrics_table, train
 from mechatlas.dictionaries.schedule import ramp, rate_share
 from mechatlas.dictionaries.settings import TrainingSettings
@@ -114,6 +116,28 @@ def test_streams_that_cannot_be_are_refused(tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:-8])
     with pytest.raises(UserError, match="damaged or truncated"):
         ActivationStream(chunks, [PLACE], range(12), batch_tokens=4)
+
+
+def test_shards_are_read_by_rows_and_damage_is_noticed(tmp_path: Path) -> None:
+    path, values = tmp_path / "a.safetensors", np.arange(24, dtype=np.float16).reshape(8, 3)
+    shard = ShardWriter(path, {"windows": ("int32", (2,)), "x": ("float16", (8, 3))}, {"seed": 1})
+    shard.write("windows", np.array([4, 5]))
+    shard.write("x", values)
+    shard.close()
+    reader = ShardReader(path, "x")
+    assert reader.shape == (8, 3) and reader.rows(2, 5).dtype == np.float16
+    assert np.array_equal(reader.rows(2, 5), values[2:5]) and reader.rows(8, 8).shape == (0, 3)
+    # The usual reader of the format sees the same.
+    assert np.array_equal(load_file(path)["x"], values)
+    whole = path.read_bytes()
+    for content in (whole[:-1], whole[:20], b"", whole[:8] + b"x" + whole[9:]):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="missing, damaged or truncated"):
+            ShardReader(path, "x")
+    for name in ("x", "y"):
+        path.unlink(missing_ok=True) if name == "x" else path.write_bytes(whole)
+        with pytest.raises(UserError, match="missing, damaged or truncated"):
+            ShardReader(path, name)
 
 
 # --- gradients ------------------------------------------------------------------------------------

@@ -1,51 +1,63 @@
-"""The circuits of the embedded model: found on some prompts, tested on prompts with other words."""
+"""The circuits of the embedded model, found by the rules' own scripts with the default configuration.
+
+Found on some prompts, tested on prompts with other words; facts that a retrained model has to keep.
+"""
 
 from __future__ import annotations
 
+import importlib
+import json
+import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
-import torch
+import yaml
 
-from mechatlas.circuits.ablation import Ablation
-from mechatlas.circuits.components import Graph
-from mechatlas.circuits.controls import against_random
-from mechatlas.circuits.effects import effects_table, top
-from mechatlas.circuits.evaluate import faithfulness
-from mechatlas.circuits.patching import patch
-from mechatlas.circuits.pruning import PruneSettings, prune
-from mechatlas.models.tokenizer import load_tokenizer
-from mechatlas.models.transformer import load
-from mechatlas.tasks.prepare import collect_prompts, read_settings
+from mechatlas.config import complete_config
 
-MODEL = Path(__file__).parents[2] / "resources" / "models" / "demo-4l"
+REPOSITORY = Path(__file__).parents[2]
+MODEL = str(REPOSITORY / "resources" / "models" / "demo-4l")
+TABLES = ("effects", "pruning", "curve", "stability", "completeness", "minimality", "random")
+
+
+def script(name: str):
+    folder = str(REPOSITORY / "workflow" / "scripts")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module(name)
 
 
 @pytest.fixture(scope="module")
-def model():
-    return load(MODEL)
+def config():
+    given = yaml.safe_load((REPOSITORY / "config" / "config.yaml").read_text())
+    return complete_config(given, REPOSITORY, REPOSITORY)
 
 
-def prompts_of(model, sequence):
-    entry = {"kind": "sequence", "sequence": sequence, "prompts": 48, "held_out": 32}
-    settings = read_settings(sequence, entry)
-    batch = collect_prompts(sequence, settings, model, load_tokenizer(MODEL), 0).batch
-    for split in ("discovery", "held_out"):
-        part = batch.of_split(split)
-        yield [torch.from_numpy(x) for x in (part.clean, part.corrupted, part.answers, part.wrong)]
-
-
-@pytest.mark.parametrize("sequence", ["numerals", "months"])
-def test_circuits_are_faithful_on_held_out_prompts_and_beat_random_ones(model, sequence):
-    found_on, held_out = prompts_of(model, sequence)
-    circuit = prune(Ablation(model, *found_on), PruneSettings(threshold=20)).keep
-    assert 0 < circuit.sum() <= 12
-    ablation = Ablation(model, *held_out)
-    assert faithfulness(ablation, circuit[None], seed=0)["percent"].item() >= 80
-    control = against_random(ablation, circuit, 100, seed=0, profile="size")
+@pytest.mark.parametrize("task", ["numerals", "months"])
+def test_circuits_are_faithful_on_held_out_prompts_and_beat_random_ones(task, config, tmp_path):
+    plain = {"model": MODEL, "name": "demo-4l", "device": "cpu", "dtype": "float32"}
+    prompts, audit = str(tmp_path / "prompts.jsonl"), str(tmp_path / "audit.json")
+    settings = {k: v for k, v in config["tasks"][task].items() if k != "models"}
+    script("prepare_prompts").main(prompts, audit, task=task, settings=settings, seed=0, **plain)
+    files = {name: str(tmp_path / "nodes" / f"{name}.parquet") for name in TABLES}
+    circuit = tmp_path / "nodes" / "circuit.json"
+    script("prune_nodes").main(
+        prompts, audit, nodes=config["circuits"]["nodes"], steps=str(tmp_path / "steps"),
+        options={"seed": 0, "confidence": 0.95, "bootstrap": 200},
+        circuit=str(circuit), least_harmful=str(tmp_path / "nodes" / "least_harmful.json"),
+        **plain, **files,
+    )  # fmt: skip
+    found = json.loads(circuit.read_text())
+    assert 0 < len(found["heads"]) + len(found["mlps"]) <= 14
+    assert found["faithfulness"]["held_out"]["percent"] >= 80
+    control = found["controls"]["size"]
     assert control["count"] == 100 and control["max"] < control["percent"]
-    # The head that matters most by patching is in the circuit that ablation finds.
-    (sweep,) = patch(model, *found_on)
-    best = top(effects_table(sweep, seed=0), 1)
-    assert best["component"].item() in Graph.of(model.config).names(circuit.numpy())
-    assert best["low"].item() > 0.3
+    random = pd.read_parquet(files["random"]).query("profile == 'size'")["percent"]
+    assert len(random) == 100 and random.max() == pytest.approx(control["max"])
+    # The node whose loss hurts the full model most is in the circuit.
+    effects = pd.read_parquet(files["effects"]).query("base == 'full'")
+    worst = effects.loc[effects["drop"].idxmax()]
+    inside = found["mlps"] if worst["head"] < 0 else found["heads"]
+    place = worst["layer"] if worst["head"] < 0 else [worst["layer"], worst["head"]]
+    assert place in inside and worst["low"] > 0

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from mechatlas.explain import fit_scores
 from mechatlas.explain.fit import (
     FitSettings,
     Sample,
@@ -12,16 +13,23 @@ from mechatlas.explain.fit import (
     intersection_over_union,
     shuffle_rows,
 )
-from mechatlas.explain.fit_rules import Bank, fit_rules, match
+from mechatlas.explain.fit_rules import Bank, fit_rules, match, rule_match
 from mechatlas.explain.fit_scores import (
     ScoreFit,
     _Data,
     _initial_tables,
+    _Read,
     gradients,
     predicted_rows,
 )
-from mechatlas.explain.forms import Duplicate, Induction, Previous
+from mechatlas.explain.forms import Distance, Duplicate, Induction, Previous, Uniform
 from mechatlas.explain.programs import Part, Program, form_key
+from mechatlas.explain.scores_form import (
+    RELATIONS,
+    class_marks,
+    distance_buckets,
+    position_octaves,
+)
 from mechatlas.explain.vocabulary import TokenView, Vocabulary
 
 SIZE = 40
@@ -94,56 +102,64 @@ def test_shuffling_only_moves_rows_between_windows():
     np.testing.assert_allclose(np.sort(shuffled, axis=0), np.sort(patterns, axis=0))
 
 
-def test_gradients_equal_autograd():
-    view = random_view(3, 12, 5)
-    data = _Data(view, "cpu")
-    tables = _initial_tables(2, SIZE, data, ScoreFit(factors=3))
+def test_gradients_equal_autograd(monkeypatch):
+    # Three blocks of queries, the last one shorter.
+    monkeypatch.setattr(fit_scores, "BLOCK", 5)
+    view = random_view(3, 13, 5)
+    seen, codes = np.unique(view.tokens, return_inverse=True)
     generator = torch.Generator().manual_seed(0)
+    raw = torch.rand(3, 2, 13, 13, generator=generator, dtype=torch.float64).tril()
+    target = raw / raw.sum(-1, keepdim=True)
+    data = _Data(view, codes.reshape(view.shape), target.numpy(), "cpu", torch.float64)
+    assert len(data.blocks) == 3
+    tables = _initial_tables(2, len(seen), data, ScoreFit(factors=3))
     for name, table in tables.items():
         tables[name] = torch.nn.Parameter(
             0.3 * torch.randn(table.shape, generator=generator, dtype=torch.float64)
         )
-    for name in ("marks", "relations", "hidden"):
-        setattr(data, name, getattr(data, name).double())
-    raw = torch.rand(2, 3, 12, 12, generator=generator, dtype=torch.float64).tril()
-    target = raw / raw.sum(-1, keepdim=True)
     penalty = 1e-3
     # The objective written out, differentiated by autograd.
-    rows = predicted_rows_autograd(tables, view, data)
+    rows = predicted_rows_autograd(tables, view, codes.reshape(view.shape))
     cross_entropy = -(target * rows.clamp_min(1e-300).log())[:, :, 1:].sum() / data.rows
     (cross_entropy + penalty * sum((t * t).sum() for t in tables.values())).backward()
     expected = {name: table.grad.clone() for name, table in tables.items()}
     with torch.no_grad():
-        found = gradients(tables, data, target, penalty)
-        torch.testing.assert_close(predicted_rows(tables, data), rows.detach())
+        found = gradients(tables, data, penalty)
+        for block in data.blocks:
+            part = predicted_rows(tables, data, _Read(tables, data), block)
+            wanted = rows.detach()[:, :, block.start : block.stop, : block.stop]
+            torch.testing.assert_close(part, wanted)
     for name in tables:
         torch.testing.assert_close(found[name], expected[name], msg=name)
 
 
-def predicted_rows_autograd(tables, view, data):
-    """Attention rows by plain indexing of every (query, key) pair."""
+def predicted_rows_autograd(tables, view, codes):
+    """Attention rows [W, H, T, T] by plain indexing of every (query, key) pair."""
     windows, length = view.shape
     heads = len(tables["relations"])
-    relations = data.relations.view(-1, windows, length, length)
+    marks = torch.from_numpy(class_marks(view)).double()
+    relations = [torch.from_numpy(form.affinity(view)).double() for form in RELATIONS.values()]
+    octaves, buckets = position_octaves(length), distance_buckets(length)
     rows = []
-    for h in range(heads):
-        for w in range(windows):
+    for w in range(windows):
+        for h in range(heads):
             for q in range(length):
-                mark, token = data.marks[w, q], view.tokens[w]
-                scores = [mark @ tables["sink_class"][h] + tables["sink_token"][h, token[q]]]
+                mark, token = marks[w, q], codes[w]
+                scores = [mark @ tables["sink_class"][:, h] + tables["sink_token"][token[q], h]]
                 for k in range(1, q + 1):
-                    score = mark @ tables["class_pair"][h] @ data.marks[w, k]
-                    score = score + tables["key_token"][h, token[k]]
-                    score = score + tables["token_before_key"][h, token[k - 1]]
-                    score = score + tables["distance"][h].flatten()[data.places[q, k]]
-                    score = score + tables["relations"][h] @ relations[:, w, q, k]
+                    score = mark @ tables["class_pair"][h] @ marks[w, k]
+                    score = score + tables["key_token"][token[k], h]
+                    score = score + tables["token_before_key"][token[k - 1], h]
+                    score = score + tables["distance"][h, octaves[q], buckets[q - k]]
+                    holds = torch.stack([relation[w, q, k] for relation in relations])
+                    score = score + tables["relations"][h] @ holds
                     score = score + (
-                        tables["query_factors"][h, token[q]] @ tables["key_factors"][h, token[k]]
+                        tables["query_factors"][token[q], h] @ tables["key_factors"][token[k], h]
                     )
                     scores.append(score)
                 row = torch.softmax(torch.stack(scores), 0)
                 rows.append(torch.cat([row, torch.zeros(length - q - 1, dtype=row.dtype)]))
-    return torch.stack(rows).view(heads, windows, length, length)
+    return torch.stack(rows).view(windows, heads, length, length)
 
 
 def test_learned_tables_recover_what_rules_cannot_say():
@@ -167,12 +183,29 @@ def test_learned_tables_recover_what_rules_cannot_say():
 
 def test_more_parts_never_fit_train_rows_worse():
     sample = planted_sample(0)
-    programs = fit_rules(sample.view, sample.patterns[:, 1], Bank.build(sample.view), 3)
+    programs = fit_rules(Bank.of(sample.view), sample.patterns[:, 1], 3)
     ious = [
         intersection_over_union(p.predict(sample.view), sample.patterns[:, 1]) for p in programs
     ]
     assert ious[1] > ious[0] + 0.05
     assert ious[2] > ious[1] - 0.01
+
+
+def test_the_match_of_rules_needs_no_prediction():
+    """From the entries of its forms alone, a mixture is matched as its prediction is."""
+    sample = planted_sample(4)
+    bank = Bank.of(sample.view)
+    found = fit_rules(bank, sample.patterns[:, 1], 3)
+    uneven = Program(
+        parts=(Part(share=0.2, form=Uniform()), Part(share=0.3, form=found[0].parts[0].form))
+    )
+    kernel = Program(parts=(Part(share=0.9, form=Distance(weights=(0.0, 0.5, 0.3))),))
+    for program in (Program(parts=()), *found, *PLANTED.values(), uneven, kernel):
+        for head in range(3):
+            true = sample.patterns[:, head]
+            expected = match(program.predict(sample.view), true)
+            got = rule_match(program, bank, bank.target(true))
+            assert got == pytest.approx(expected, abs=2e-6)
 
 
 def test_intersection_over_union_of_a_hand_made_case():

@@ -12,7 +12,7 @@ from mechatlas.score.judge.baselines import TokenLookup
 from mechatlas.score.judge.items import ItemSettings, UnitName, unit_items
 from mechatlas.score.judge.latents import LatentActivity
 
-SCORERS = ("detection", "fuzzing", "pair_auc", "simulation", "intruder")
+SCORERS = ("detection", "fuzzing", "pair_auc", "simulation", "intruder", "firing")
 SIZES = ItemSettings(
     items=100, pairs=50, sequences=20, trials=20, context_tokens=6, max_per_document=5, seed=0
 )
@@ -61,14 +61,14 @@ def test_items_are_tokens_with_the_right_labels(items, world):
     values = activations_of(world.test_tokens)[:, 0]
     first = int(world.test["window"].iloc[0])
     assert set(items["kind"]) == {LATENT.name} and (items["item"] != "").all()
-    assert items.groupby(["unit", "scorer"]).ngroups == UNITS * 5
+    assert items.groupby(["unit", "scorer"]).ngroups == UNITS * 6
     for item in items.itertuples():
         row, pieces = values[item.window - first], json.loads(item.pieces)
         token = world.texts[world.test_tokens[item.window - first, item.query]]
         assert item.key == -1
         if item.role in ("active", "own"):
             assert row[item.query] > 0
-        elif item.role != "place":
+        elif item.role not in ("place", "random_place"):
             assert row[item.query] == 0, item.role
         if item.scorer == "detection":
             assert len(pieces) == 1 and pieces[0].endswith(token)
@@ -127,7 +127,46 @@ def test_a_look_up_cannot_tell_copies_of_one_token_apart(items, tmp_path):
 def test_prompts_speak_of_latents(items, tmp_path):
     run = judge_world(tmp_path, items, LatentJudge(items), records=records_of(items)[:1])
     systems = {call.body["messages"][0]["content"] for call in run.calls}
-    assert len(systems) == 4  # detection, marked places, trials, simulation
+    assert (
+        len(systems) == 4
+    )  # detection, marked places (two scorers and firing), trials, simulation
     assert all("a latent" in text and "head" not in text for text in systems)
     assert all("QUERY" not in text and "KEY" not in text for text in systems)
     assert read_block(run.calls[0])[0] == {"claim": "Attends as L3.resid_mid.F0 does."}
+
+
+def test_firing_items_stand_for_all_test_tokens(items, world):
+    values = activations_of(world.test_tokens)[:, 0, 1:]
+    active = int((values >= 0.2 * values.max()).sum())
+    firing = items[items["scorer"] == "firing"]
+    for _, group in firing.groupby("unit"):
+        assert group.loc[group["label"], "weight"].sum() == pytest.approx(active)
+        assert group.loc[~group["label"], "weight"].sum() == pytest.approx((values == 0).sum())
+    assert items.loc[items["scorer"] != "firing", "weight"].isna().all()
+
+
+def test_precision_at_the_true_rate_is_that_of_the_whole_text(items, world, tmp_path):
+    """A judge that errs on a tenth of either side: recall 0.9, precision by Bayes' rule."""
+    values = activations_of(world.test_tokens)[:, 0, 1:]
+    active = int((values >= 0.2 * values.max()).sum())
+    inactive = int((values == 0).sum())
+    run = judge_world(tmp_path, items[items["scorer"] == "firing"], LatentJudge(items, 0.1))
+    wanted = 0.9 * active / (0.9 * active + 0.1 * inactive)
+    assert run.metric("recall")["value"].mean() == pytest.approx(0.9, abs=0.04)
+    precision = run.metric("precision")
+    assert precision["value"].mean() == pytest.approx(wanted, abs=0.1)
+    held = (precision["low"] <= wanted) & (wanted <= precision["high"])
+    assert held.mean() >= 0.75
+    assert precision["lookup"].notna().all()
+
+
+def test_random_only_simulation_uses_the_random_stretches(items, tmp_path):
+    simulated = items[items["scorer"] == "simulation"]
+    assert set(simulated["role"]) == {"place", "random_place"}
+    groups = simulated.groupby(["unit", "group"])["role"].nunique()
+    assert (groups == 1).all()
+    run = judge_world(tmp_path, simulated, LatentJudge(items))
+    rows = run.scores[run.scores["metric"] == "correlation_random_only"]
+    scored = rows[rows["status"] == "scored"]
+    whole = run.metric("correlation")
+    assert len(scored) >= UNITS and (scored["groups"] < whole["groups"].min()).all()

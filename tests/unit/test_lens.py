@@ -22,8 +22,9 @@ from mechatlas.circuits.lens import (
     relative_members,
 )
 from mechatlas.models.transformer import load
-from mechatlas.stats.bootstrap import interval, intervals, sign_p_value, sign_p_values
+from mechatlas.stats.bootstrap import interval, intervals
 from mechatlas.stats.shares import share_interval
+from mechatlas.stats.t_test import t_p_values
 
 
 def random_tokens(vocab, shape=(5, 9), seed=0):
@@ -192,11 +193,18 @@ def test_many_intervals_are_single_ones():
     values[2, :100] = np.inf
     values[3] += 9
     low, high = intervals(values, 0.9)
-    p = sign_p_values(values)
     for i, row in enumerate(values):
         assert np.allclose((low[i], high[i]), interval(row, 0.9), equal_nan=True)
-        if np.isfinite(row).any():
-            assert p[i] == sign_p_value(row)
+
+
+def test_p_values_are_those_of_scipy():
+    from scipy.stats import ttest_1samp
+
+    values = np.random.default_rng(0).normal([[0.0], [0.5], [20.0]], 1, (3, 12))
+    values[1, 3:5] = np.nan
+    p = t_p_values(np.concatenate([values, np.zeros((1, 12)), np.full((1, 12), np.nan)]))
+    assert np.allclose(p[:3], ttest_1samp(values, 0, axis=1, nan_policy="omit").pvalue, rtol=1e-9)
+    assert p[2] < 1e-12 and p[3] == 1 and np.isnan(p[4])
 
 
 def test_means_agree_with_a_direct_bootstrap():

@@ -18,7 +18,7 @@ from file_server import serving
 from mechatlas.io import UserError
 from mechatlas.models import context
 from mechatlas.models.cache import KeyValueCache
-from mechatlas.models.config import ModelConfig
+from mechatlas.models.config import ModelConfig, read_config
 from mechatlas.models.context import AutoencoderContext, ModelContext, load
 from mechatlas.models.hooks import ALL_POINTS, TDB_POINTS, Hooks, filled
 from mechatlas.models.locate import embedded_models
@@ -117,6 +117,11 @@ def test_pieces_are_those_of_the_debuggers_own_converter(folder):
     }  # fmt: skip
     both = [load(folder / kind, "float64").model.forward(TOKENS) for kind in ("hf", "tdb")]
     assert torch.equal(*both)
+
+
+def test_the_workflow_says_that_it_takes_no_debugger_folder(folder):
+    with pytest.raises(UserError, match="is that of a Transformer Debugger folder"):
+        read_config(folder)
 
 
 def test_equal_embeddings_are_held_once(tmp_path):
@@ -263,6 +268,9 @@ def test_names_folders_and_repositories(cache, monkeypatch):
         load("owner/name")
     with pytest.raises(UserError, match="revision 'main' of owner/name is not a full commit hash"):
         load("owner/name", revision="main")
+    with pytest.raises(UserError, match="is not a full commit hash"):
+        load("owner/name", revision="/../../../" + "0" * 40)
+    assert not cache.exists()
     # Nothing listens there, whatever the machine's network.
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -457,3 +465,35 @@ def test_promoted_logits_are_the_direct_effect_of_what_latents_write(point):
         torch.testing.assert_close(effect, measured, atol=1e-7, rtol=1e-6)
     with pytest.raises(ValueError, match="mlp_pre does not write linearly"):
         model.write_directions("mlp_pre", 0, rows)
+
+
+def test_dictionaries_run_in_samples_with_and_without_a_cache():
+    from mechatlas.dictionaries.activations import ReLU
+    from mechatlas.dictionaries.autoencoder import SparseAutoencoder
+    from mechatlas.dictionaries.hooks import ablate, merge_hooks, replace_by_reconstruction, steer
+
+    model = ModelContext("m", make(dtype=torch.float64))
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    def dictionary(reads, writes=None):
+        about = {"layer": 1, "reads": reads, "writes": writes or reads}
+        parts = draw(40, 24), draw(40), draw(40, 24), draw(24)
+        return SparseAutoencoder(*parts, ReLU(), about=about)
+
+    one, over = dictionary("resid_mid"), dictionary("mlp_in", "mlp_out")
+    assert isinstance(one, AutoencoderContext)
+    assert model.latent_logits(over, slice(3, 5)).shape == (2, 50)
+    prompts = [[4, 7, 1], [9], [3] * 8]
+    plain = model.sample(prompts, 9, temperature=0)
+    for hooks in (
+        replace_by_reconstruction(one),
+        replace_by_reconstruction(one, ablate([1, 5, 9]), error=True, positions=slice(4, 9)),
+        replace_by_reconstruction(over),
+        merge_hooks(replace_by_reconstruction(over), steer(one, 3, 9.0), {"z": lambda z, i: z * 2}),
+    ):
+        changed = model.sample(prompts, 9, temperature=0, hooks=hooks)
+        assert changed == model.sample(prompts, 9, temperature=0, hooks=hooks, cached=False)
+        assert changed != plain

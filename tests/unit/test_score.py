@@ -24,7 +24,6 @@ from mechatlas.score.patterns import (
     INDEX,
     PATTERN_METRICS,
     SUMS,
-    active_average_precision,
     active_counts,
     pattern_sums,
 )
@@ -39,7 +38,7 @@ from mechatlas.score.replacement import (
     rank_heads,
 )
 from mechatlas.score.summary import METRICS, SummarySettings, summarise, with_control
-from mechatlas.stats.ranking import BINS
+from mechatlas.stats.ranking import BINS, average_precision
 
 SETTINGS = SummarySettings(bootstrap=200, confidence=0.95, fdr=0.05, min_events=10, seed=0)
 SIZE = 30
@@ -107,7 +106,7 @@ def test_average_precision_counts_every_pair_at_its_base_rate():
     assert counts[:, 0].sum() == labels.sum()
     assert counts.sum() == labels.size
     bins = np.minimum((np.sqrt(predicted[:, causal].ravel()) * BINS).astype(int), BINS - 1)
-    assert float(active_average_precision(counts.sum(0).astype(float))) == pytest.approx(
+    assert float(average_precision(*counts.sum(0).astype(float))) == pytest.approx(
         average_precision_score(labels, bins)
     )
 

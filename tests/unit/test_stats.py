@@ -2,16 +2,25 @@
 
 import numpy as np
 import pytest
+from scipy.stats import false_discovery_control
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from mechatlas.stats.bootstrap import (
     adjust_fdr,
     document_weights,
     interval,
+    intervals,
     replicate,
     sign_p_value,
 )
-from mechatlas.stats.ranking import BINS, average_precision, roc_auc, score_bins
+from mechatlas.stats.ranking import (
+    BINS,
+    average_precision,
+    average_precision_replicates,
+    roc_auc,
+    roc_auc_replicates,
+    score_bins,
+)
 
 
 def test_interval_covers_a_mean_as_often_as_it_says():
@@ -57,11 +66,48 @@ def test_undefined_replicates_give_no_interval():
     assert np.isnan(low) and np.isnan(high)
 
 
+def test_intervals_of_many_are_those_of_each():
+    rng = np.random.default_rng(7)
+    values = rng.normal(size=(4, 101))
+    values[1, 5] = np.inf
+    values[2, 1:60] = np.nan
+    found = intervals(values, 0.9)
+    for row, low, high in zip(values, *found, strict=True):
+        kept = row[1:][np.isfinite(row[1:])]
+        expected = np.percentile(kept, [5, 95]) if len(kept) >= 90 else [np.nan, np.nan]
+        np.testing.assert_allclose([low, high], expected, rtol=1e-12)
+        assert interval(row, 0.9) == pytest.approx((low, high), nan_ok=True)
+
+
+def test_resampled_rankings_equal_those_of_the_resampled_counts():
+    rng = np.random.default_rng(8)
+    positives = rng.poisson(0.1, (9, BINS)).astype(float)
+    negatives = rng.poisson(0.2, (9, BINS)).astype(float)
+    positives[3:] = 0
+    weights = document_weights(9, 200, rng)
+    found = roc_auc_replicates(positives, negatives, weights)
+    precisions = average_precision_replicates(positives, negatives, weights)
+    for row, value, precision in zip(weights, found, precisions, strict=True):
+        p, n = (np.repeat(x, row.astype(int), axis=0).sum(0) for x in (positives, negatives))
+        scores = np.repeat([*range(BINS), *range(BINS)], [*p.astype(int), *n.astype(int)])
+        labels = np.repeat([1, 0], [int(p.sum()), int(n.sum())])
+        if p.sum() == 0:
+            assert np.isnan(value) and np.isnan(precision)
+        else:
+            assert value == pytest.approx(roc_auc_score(labels, scores), rel=1e-9)
+            assert precision == pytest.approx(average_precision_score(labels, scores), rel=1e-9)
+
+
 def test_fdr_by_hand_and_with_missing_values():
     # Benjamini-Hochberg of (0.01, 0.02, 0.03, 0.5): 0.04, 0.04, 0.04, 0.5.
     adjusted = adjust_fdr(np.array([0.03, np.nan, 0.01, 0.5, 0.02]))
     np.testing.assert_allclose(adjusted, [0.04, np.nan, 0.04, 0.5, 0.04])
     assert np.isnan(adjust_fdr(np.array([np.nan]))).all()
+
+
+def test_fdr_equals_scipy():
+    p_values = np.random.default_rng(4).random(50).round(2)
+    np.testing.assert_allclose(adjust_fdr(p_values), false_discovery_control(p_values, method="bh"))
 
 
 def test_ranking_from_counts_equals_scikit_learn():

@@ -42,6 +42,16 @@ STUB_IMPORTS = {
 }
 
 
+#: Files whose tests take minutes, longest first.
+LONG = ("test_run.py", "test_asked.py", "test_dag.py", "test_config.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the long files first, so that parallel workers end together."""
+    order = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
+
+
 def fake_model(folder: Path, *, context: int = 256, model_type: str = "gpt2") -> Path:
     """Write a folder that looks like a model as far as the checks before a run can see."""
     folder.mkdir(parents=True)
@@ -67,6 +77,8 @@ def copy_workflow(folder: Path, *, stubs: bool) -> Path:
             shutil.copy(source, folder / name)
     for name in ("demo-4l", "demo-2l"):
         fake_model(folder / "resources" / "models" / name)
+    for name in ("circuits", "questions", "reference"):
+        shutil.copytree(REPOSITORY / "resources" / name, folder / "resources" / name)
     recipe = REPOSITORY / "resources" / "models" / "recipe.yaml"
     if recipe.exists():
         shutil.copy(recipe, folder / "resources" / "models")

@@ -23,6 +23,7 @@ from conftest import REPOSITORY, snakemake
 
 EXPLANATIONS = "results/demo-2l/hostile/heads/explanations/openai.jsonl"
 SMALL = {
+    "tasks": dict.fromkeys(("ioi", "numerals", "months", "induction")),
     "models": {"demo-4l": None, "demo-2l": {"path": str(REPOSITORY / "resources/models/demo-2l")}},
     "sources": {
         "synthetic-qa": None,

@@ -209,6 +209,47 @@ BROKEN = {
         ["dictionaries.d.layers", "needed for the format saelens"],
     ),
     "dots in a name": ("sources/a..b", good()["sources"]["wiki"], ["sources.a..b", "letters"]),
+    "threshold that keeps nothing": (
+        "circuits/nodes/threshold",
+        100,
+        ["circuits.nodes.threshold", "100", "below 100"],
+    ),
+    "faithfulness above all": (
+        "circuits/edges/target",
+        1.5,
+        ["circuits.edges.target", "at most 1"],
+    ),
+    "scores that are not computed": (
+        "circuits/edges/rank_by",
+        "eap-ig-activations",
+        ["circuits.edges.rank_by", "circuits.edges.methods", "eap-ig-inputs"],
+    ),
+    "node that no model has": (
+        "circuits/nodes/keep",
+        ["L9.mlp"],
+        ["circuits.nodes.keep", "mine", "L9.mlp", "2 layers"],
+    ),
+    "node that is none": ("circuits/nodes/keep", ["9.1"], ["circuits.nodes.keep", "'9.1'"]),
+    "circuit that is not there": (
+        "circuits/extra/other",
+        {"file": "gone.json"},
+        ["circuits.extra.other.file", "gone.json", "correct the path"],
+    ),
+    "circuit without heads": (
+        "circuits/extra/other",
+        {"file": "model/config.json"},
+        ["circuits.extra.other.file", "heads", "mlps"],
+    ),
+    "published numbers that are not there": (
+        "circuits/published/mine",
+        {"file": "gone.json"},
+        ["circuits.published.mine.file", "gone.json"],
+    ),
+    "task for a model that is not there": (
+        "tasks/t",
+        {"kind": "induction", "models": ["mein"]},
+        ["tasks.t.models", "'mein'", "'mine'"],
+    ),
     "reserved name": ("models/report", {"path": "model"}, ["models.report", "reserved"]),
     "control's suffix": ("models/a.random", {"path": "model"}, ["models.a.random", ".random"]),
 }

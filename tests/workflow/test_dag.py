@@ -17,14 +17,28 @@ from llm_server import LlmServer
 
 from conftest import copy_workflow, job_counts, snakemake, write_yaml
 
+OF_TASKS = ("prepare_prompts", "measure_components", "prune_nodes", "trace_edges")
 FROM_SCORES = {"report_heads", "render_heads", "render_index", "write_manifest", "all"}
+
+DICTIONARY = ("train_sae", "evaluate_sae", "draw_frontier")
+FROM_LATENTS = ("score_latents", "report_latents", "render_latents")
+TRANSCODER = {"train_clt": 1, "evaluate_clt": 1, "attribution_graph": 3}
+LATENTS = ("capture_latents", "merge_latents", "explain_latents", "measure_latents", *FROM_LATENTS)
 
 
 def jobs(
-    models: int, sources: int, chunks: int, *, control: bool = True, dictionaries: int = 1
+    models: int,
+    sources: int,
+    chunks: int,
+    *,
+    control: bool = True,
+    dictionaries: int = 1,
+    tasks: int | None = None,
 ) -> dict[str, int]:
     """Return how many jobs the default target must have."""
     pairs = models * sources
+    # demo-4l has all four tasks, demo-2l all but one.
+    tasks = {1: 4, 2: 7}[models] if tasks is None else tasks
     captured = pairs * (2 if control else 1)
     both = ("merge_events", "explain_heads", "score_heads")
     trained = (
@@ -36,10 +50,11 @@ def jobs(
         "capture_heads": captured * chunks,
         **dict.fromkeys(both, captured),
         **dict.fromkeys(trained, pairs),
-        **dict.fromkeys(("train_sae", "evaluate_sae", "draw_frontier") if dictionaries else (), 1),
-        **dict.fromkeys(("train_clt", "evaluate_clt") if dictionaries else (), 1),
-        **({"attribution_graph": 3} if dictionaries else {}),
-        "prepare_prompts": 3 * models,
+        **dict.fromkeys((*DICTIONARY, *LATENTS) if dictionaries else (), 1),
+        **({"capture_latents": chunks} if dictionaries else {}),
+        **(TRANSCODER if dictionaries else {}),
+        **dict.fromkeys(OF_TASKS, tasks),
+        **dict.fromkeys(("compare_circuits", "render_circuits"), models),
         **{"render_index": 1, "write_manifest": 1, "all": 1},
     }
 
@@ -63,7 +78,7 @@ OPTIONS = {
     ),
     "model from the hub": (
         [f"models={{hub: {{hub: a/b, revision: {'0' * 40}}}, demo-2l: null, demo-4l: null}}"],
-        jobs(1, 2, 1, dictionaries=0) | {"fetch_model": 1},
+        jobs(1, 2, 1, dictionaries=0, tasks=3) | {"fetch_model": 1},
     ),
 }
 
@@ -81,11 +96,26 @@ def test_catalog_entry_plans_the_same(workflow: Path) -> None:
 
 def test_named_targets(workflow: Path) -> None:
     listed = snakemake(workflow, "--list-target-rules")
-    for target in ("heads", "report_all", "figures", "all", "verify"):
+    for target in ("heads", "circuits", "report_all", "figures", "all", "verify"):
         assert f"\n{target} (" in f"\n{listed}"
     planned = job_counts(workflow, "heads")
     assert planned["report_heads"] == 4 and not planned.keys() & {"render_heads", "write_manifest"}
     assert job_counts(workflow, "verify") == {"verify": 1}
+
+
+@pytest.mark.parametrize("target", ["verify", "forecast", "doctor"])
+def test_what_checks_or_prints_does_so_every_time(finished: Path, target: str) -> None:
+    for _ in range(2):
+        snakemake(finished, target, "--cores", "1")
+        assert job_counts(finished, target) == {target: 1}
+
+
+@pytest.mark.parametrize(
+    "form", (["--workflow-profile", "profiles/slrum"], ["--workflow-profile=x"])
+)
+def test_a_misspelt_workflow_profile_is_refused(workflow: Path, form: list[str]) -> None:
+    output = snakemake(workflow, "-n", *form, check=False)
+    assert "there is no such profile" in output and "Traceback" not in output
 
 
 def test_workflow_as_a_module_of_another(workflow: Path, tmp_path: Path) -> None:
@@ -93,7 +123,8 @@ def test_workflow_as_a_module_of_another(workflow: Path, tmp_path: Path) -> None
     (place / "config").mkdir(parents=True)
     config = yaml.safe_load((workflow / "config" / "config.yaml").read_text())
     config["models"].pop("demo-4l")
-    config.pop("dictionaries")
+    for section in ("dictionaries", "transcoders", "graphs"):
+        config.pop(section)
     write_yaml(place / "config" / "config.yaml", config)
     (place / "Snakefile").write_text(
         'configfile: "config/config.yaml"\n'
@@ -105,7 +136,9 @@ def test_workflow_as_a_module_of_another(workflow: Path, tmp_path: Path) -> None
         "    input: rules.mechatlas_all.input\n"
         "    default_target: True\n"
     )
-    expected = {f"mechatlas_{name}": count for name, count in jobs(1, 2, 1, dictionaries=0).items()}
+    expected = {
+        f"mechatlas_{name}": count for name, count in jobs(1, 2, 1, dictionaries=0, tasks=3).items()
+    }
     expected.pop("mechatlas_all")
     assert job_counts(place) == expected | {"everything": 1}
 
@@ -151,7 +184,22 @@ def test_every_result_is_in_the_manifests_input(finished: Path) -> None:
     assert made - covered == {"results/listed.txt"}
 
 
+AFTER_CIRCUITS = {"compare_circuits", "render_circuits", "render_index", "write_manifest", "all"}
 CHANGES = {
+    "threshold of pruning": (
+        ["circuits={nodes: {threshold: 30}}"],
+        AFTER_CIRCUITS | {"prune_nodes"},
+    ),
+    "metric of edges": (["circuits={edges: {metric: kl}}"], AFTER_CIRCUITS | {"trace_edges"}),
+    "patched points": (
+        ["circuits={patching: {points: [z]}}"],
+        {"measure_components", "render_circuits", "render_index", "write_manifest", "all"},
+    ),
+    "generated tokens": (["circuits={generation: {tokens: 2}}"], AFTER_CIRCUITS),
+    "prompts of one task": (
+        ["tasks={months: {prompts: 8}}"],
+        AFTER_CIRCUITS | set(OF_TASKS),
+    ),
     "cluster size": (["clusters={min_cluster_size: 9}"], FROM_SCORES | {"cluster_explanations"}),
     "topk": (
         ["capture={topk: 100}"],
@@ -160,7 +208,7 @@ CHANGES = {
     "bootstrap": (
         ["score={bootstrap: 500}"],
         FROM_SCORES
-        | {"summarise_scores", "evaluate_sae", "draw_frontier"}
+        | {"summarise_scores", "evaluate_sae", "draw_frontier", *FROM_LATENTS}
         | {"evaluate_clt", "attribution_graph"},
     ),
     "programs": (
@@ -180,6 +228,12 @@ CHANGES = {
 def test_config_change_reruns_exactly_its_rules(change: str, finished: Path) -> None:
     settings, expected = CHANGES[change]
     assert rerun(finished, *settings) == expected
+
+
+def test_another_task_leaves_those_there_alone(finished: Path) -> None:
+    planned = job_counts(finished, "--config", "tasks={days: {kind: sequence, sequence: days}}")
+    assert {rule: planned[rule] for rule in OF_TASKS} == dict.fromkeys(OF_TASKS, 1)
+    assert planned.keys() - set(OF_TASKS) == AFTER_CIRCUITS
 
 
 # --- a language model as explainer ----------------------------------------------------------------

@@ -24,8 +24,22 @@ SMALL = {
         "synthetic-qa": None,
         "synthetic-wiki": {"kind": "synthetic", "style": "wiki", "documents": 80},
     },
+    # The other model is random, so it can do no task.
+    "tasks": {
+        "ioi": None,
+        "months": None,
+        "induction": None,
+        "numerals": {"models": ["demo-2l"], "prompts": 8, "held_out": 8},
+    },
+    "circuits": {"nodes": {"random_circuits": 10}, "edges": {"acdc_orders": 1}},
     "sampling": {"windows": 90, "window_len": 48, "pattern_windows": 8},
     "capture": {"chunk_windows": 50, "topk": 40},
+    "dictionaries": {
+        "transcoder": {
+            **{"kind": "trained", "models": ["mine"], "reads": "mlp_in", "writes": "mlp_out"},
+            **{"latents": 48, "k": 4, "tokens": 2048, "batch_tokens": 128, "dead_tokens": 500},
+        }
+    },
     "explain": {"programs": {"steps": 5, "rule_windows": 3}},
     "score": {
         "bootstrap": 50,
@@ -99,6 +113,18 @@ def test_every_head_of_both_architectures_is_explained_and_scored(run: Path) -> 
         assert unscored["value"].isna().all() and unscored["reason"].str.len().gt(0).all()
 
 
+def test_dictionaries_are_trained_and_measured(run: Path) -> None:
+    folder = run / "results" / "mine" / "synthetic-wiki" / "dictionaries"
+    table = pd.read_parquet(folder / "transcoder" / "evaluation.parquet")
+    value = table.set_index(["layer", "metric"])["value"]
+    assert {layer for layer, _ in value.index} == {0, 1}
+    assert value[0, "l0"] <= 4 and 0 < value[0, "fvu"] < 1.2
+    assert len(pd.read_parquet(folder / "transcoder" / "training.parquet")) == 2 * 16
+    assert len(pd.read_parquet(folder / "frontier.parquet")) == 2
+    assert (folder / "frontier.svg").read_text().startswith("<svg")
+    assert not (folder / "transcoder" / "checkpoints").exists()
+
+
 def test_no_document_is_in_two_splits_and_test_documents_are_scored(run: Path) -> None:
     folder = run / "results" / "demo-2l" / "synthetic-wiki"
     windows = pd.read_parquet(folder / "windows.parquet")
@@ -116,7 +142,7 @@ def test_manifest_covers_and_verifies_the_results(run: Path) -> None:
     on_disk = {
         path.relative_to(run).as_posix()
         for path in (run / "results").rglob("*")
-        if path.is_file() and "benchmarks" not in path.parts
+        if path.is_file() and not {"benchmarks", "steps"} & set(path.parts)
     }
     missing = on_disk - listed - {"results/manifest.sha256"}
     assert not {path for path in missing if ".snakemake_timestamp" not in path}
@@ -124,7 +150,7 @@ def test_manifest_covers_and_verifies_the_results(run: Path) -> None:
 
 def test_pages_load_nothing_from_elsewhere(run: Path) -> None:
     pages = list((run / "results" / "report").rglob("*.html"))
-    assert len(pages) == 3
+    assert len(pages) == 4
     for page in pages:
         assert not re.findall(r'(?:src|href)="(?:https?:)?//[^"]*"', page.read_text()), page
 

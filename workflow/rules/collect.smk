@@ -22,6 +22,13 @@ rule report_all:
         "results/report/index.html",
 
 
+rule circuits:
+    """Circuits of every task for every model: patching, roles, lenses, nodes, edges, all tasks compared, and the pages."""
+    input:
+        circuit_files(),
+        circuit_pages(),
+
+
 rule prompts:
     """Clean and corrupted prompts of every task in the configuration, for every model."""
     input:
@@ -32,6 +39,12 @@ rule dictionaries:
     """Sparse autoencoders and transcoders, trained or fetched, and measured."""
     input:
         dictionary_results(),
+
+
+rule latents:
+    """Explained and scored latents of all dictionaries as tables and text."""
+    input:
+        for_each_dictionary(f"{LATENTS}/report.md", f"{LATENTS}/summary.csv"),
 
 
 rule transcoder:

@@ -12,6 +12,7 @@ from snakemake.exceptions import WorkflowError
 REPOSITORY = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "workflow" / "scripts"))
 
+from mechatlas.cluster import missing_profile
 from mechatlas.config import RANDOM_SUFFIX, ConfigError, complete_config
 from mechatlas.config_files import dictionary_paths, find_path, model_files, source_files
 from mechatlas.corpus.stackexchange import dump_files
@@ -21,6 +22,12 @@ from mechatlas.io.closure import closure_digest
 from mechatlas.io.digest import code_digest
 from mechatlas.io.errors import UserError
 from mechatlas.machine import gpu_present
+
+if (named := missing_profile(sys.argv)) is not None:
+    raise WorkflowError(
+        f"--workflow-profile {named}: there is no such profile, and Snakemake would run without it; "
+        "name a folder that holds a profile.yaml, such as profiles/slurm"
+    )
 
 try:
     complete = complete_config(config, Path.cwd(), REPOSITORY)
@@ -198,14 +205,6 @@ def for_each(*patterns):
     return expand(list(patterns), model=MODELS, source=SOURCES)
 
 
-def prompt_files():
-    """The prompts of every task, with their audits."""
-    files = ("prompts.jsonl", "audit.json")
-    return expand(
-        "results/{model}/tasks/{task}/{file}", model=MODELS, task=config["tasks"], file=files
-    )
-
-
 def every_result():
     """Every result file and folder, for all models, their random-weight controls and all sources."""
     controls = [name + RANDOM_SUFFIX for name in MODELS] if RANDOM_CONTROL else []
@@ -239,6 +238,8 @@ def every_result():
         *for_each("results/report/{model}/{source}/heads.ipynb"),
         *prompt_files(),
         *dictionary_results(),
+        *circuit_files(),
+        *circuit_pages(),
         *transcoder_results(),
         "results/report/index.html",
     ]
@@ -249,9 +250,14 @@ def every_result():
 TASKS = list(config["tasks"])
 
 
+def tasks_of(model):
+    """The tasks that are for a model."""
+    return [name for name in TASKS if model in (config["tasks"][name]["models"] or MODELS)]
+
+
 def task_settings(wildcards):
     """The config entry of a task, with the file of a task of the user's own as it is found."""
-    settings = dict(config["tasks"][wildcards.task])
+    settings = {k: v for k, v in config["tasks"][wildcards.task].items() if k != "models"}
     if "file" in settings:
         settings["file"] = task_files(wildcards)[0]
     return settings
@@ -263,6 +269,17 @@ def task_files(wildcards):
     if "file" not in settings:
         return []
     return [shown(find_path(settings["file"], Path.cwd(), REPOSITORY))]
+
+
+def for_tasks(*files):
+    """These files of every model and each of its tasks."""
+    folders = [f"results/{model}/tasks/{task}" for model in MODELS for task in tasks_of(model)]
+    return [f"{folder}/{file}" for folder in folders for file in files]
+
+
+def prompt_files():
+    """The prompts of every task, with their audits."""
+    return for_tasks("prompts.jsonl", "audit.json")
 
 
 # For dictionaries.
@@ -284,8 +301,8 @@ def entries_of(table, **wanted):
 
 
 def dictionaries_of(model, source):
-    """The dictionaries that are for a model and a source, by name."""
-    return entries_of("dictionaries", models=model, sources=source)
+    """The dictionaries that are for a model and a source, by name; none for a random-weight control."""
+    return entries_of("dictionaries", models=model, sources=source) if model in MODELS else []
 
 
 def dictionary_places():
@@ -321,7 +338,7 @@ def dictionary_points(wildcards):
 def captured_points(wildcards):
     """Param: hook points that are stored: the configured ones, and what dictionaries of this model and source need."""
     points = set(config["capture"]["activations"])
-    for name in dictionaries_of(wildcards.model, wildcards.source):
+    for name in dictionaries_of(base_model(wildcards), wildcards.source):
         points.update(entry_points(config["dictionaries"][name]))
     for name in transcoders_of(wildcards.model, wildcards.source):
         points.update((config["transcoders"][name]["reads"], "mlp_out"))
@@ -387,6 +404,107 @@ def evaluations_of(wildcards):
     folder = f"results/{wildcards.model}/{wildcards.source}/dictionaries"
     names = dictionaries_of(wildcards.model, wildcards.source)
     return [f"{folder}/{name}/evaluation.parquet" for name in names]
+
+
+# For circuits.
+
+PATCHING = tuple(
+    f"patching/{x}" for x in ("effects.parquet", "pair_effects.parquet", "strongest.csv")
+)
+LENS_TABLES = (
+    *("logit_lens", "transitions", "direct", "attention", "patterns", "positions"),
+    *("qk", "qk_members", "ov", "ov_members", "matrices"),
+)
+LENSES = tuple(f"lens/{x}.parquet" for x in LENS_TABLES)
+NODE_TABLES = ("effects", "pruning", "curve", "stability", "completeness", "minimality", "random")
+NODES = tuple(f"nodes/{x}.parquet" for x in NODE_TABLES)
+NODE_CIRCUITS = ("nodes/circuit.json", "nodes/least_harmful.json")
+EDGES = tuple(f"edges/{x}.parquet" for x in ("effects", "curve", "agreement", "paths"))
+EDGE_CIRCUITS = ("edges/circuit.json", "edges/acdc.json")
+TASK_RESULTS = (
+    *(*PATCHING, "roles/heads.parquet", *LENSES),
+    *(*NODES, *NODE_CIRCUITS, *EDGES, *EDGE_CIRCUITS),
+)
+SHARED = ("overlap", "cross_task", "generation", "generation_random")
+
+
+def with_tasks():
+    """The models that have a task."""
+    return [model for model in MODELS if tasks_of(model)]
+
+
+def circuit_files():
+    """Everything about circuits but the pages."""
+    shared = expand("results/{model}/circuits/{file}.parquet", model=with_tasks(), file=SHARED)
+    published = [f"results/{m}/circuits/published.parquet" for m in with_tasks() if m in PUBLISHED]
+    return [*for_tasks(*TASK_RESULTS), *shared, *published]
+
+
+def circuit_pages():
+    """The page of each model that has a task, and its notebook."""
+    return expand(
+        "results/report/{model}/circuits.{kind}", model=with_tasks(), kind=["html", "ipynb"]
+    )
+
+
+def shown_files(wildcards):
+    """Everything about the circuits of a model that its page shows."""
+    name = wildcards.model
+    shared = [f"results/{name}/circuits/{file}.parquet" for file in SHARED]
+    return [path for file in TASK_RESULTS for path in of_tasks(file)(wildcards)] + shared
+
+
+def of_tasks(file):
+    """Input function: a file of each task of a model."""
+
+    def files(wildcards):
+        return [f"results/{wildcards.model}/tasks/{t}/{file}" for t in tasks_of(wildcards.model)]
+
+    return files
+
+
+def circuit_options():
+    """Param: how intervals are made."""
+    return {
+        "confidence": config["circuits"]["confidence"],
+        "bootstrap": config["circuits"]["bootstrap"],
+        "seed": config["seed"],
+    }
+
+
+PUBLISHED = config["circuits"]["published"]
+
+
+def published_inputs(wildcards):
+    """The published numbers of a model."""
+    return shown(find_path(PUBLISHED[wildcards.model]["file"], Path.cwd(), REPOSITORY))
+
+
+def published_of(wildcards):
+    """The comparison of a model with published numbers, if there are any."""
+    name = wildcards.model
+    return [f"results/{name}/circuits/published.parquet"] if name in PUBLISHED else []
+
+
+def extra_circuits(wildcards):
+    """The files of further circuits of a model."""
+    return [shown(find_path(e["file"], Path.cwd(), REPOSITORY)) for e in _extra(wildcards).values()]
+
+
+def extra_names(wildcards):
+    """Param: the names of these circuits."""
+    return list(_extra(wildcards))
+
+
+def _extra(wildcards):
+    entries = config["circuits"]["extra"]
+    return {k: e for k, e in entries.items() if wildcards.model in (e["models"] or MODELS)}
+
+
+def question_files():
+    """The files with questions of the user's own."""
+    files = config["circuits"]["generation"]["files"]
+    return [shown(find_path(file, Path.cwd(), REPOSITORY)) for file in files]
 
 
 # For transcoders and graphs.
@@ -469,6 +587,150 @@ def judge_scores_of(wildcards):
     return [scores] if config["judge"]["scorers"] else []
 
 
+# For latents.
+
+LATENTS = "results/{model}/{source}/latents/{dictionary}"
+
+
+def latent_folder(wildcards):
+    return LATENTS.format(**dict(wildcards.items()))
+
+
+def latent_places():
+    """Every (model, source, dictionary) whose latents are explained."""
+    return dictionary_places()
+
+
+def random_latents(wildcards):
+    """Whether a dictionary is trained on the random-weight model too, as a control."""
+    wanted = "random_weights" in config["latents"]["controls"] and "programs" in EXPLAINERS
+    return wanted and wildcards.dictionary in TRAINED_HERE
+
+
+def latent_files(wildcards):
+    """The files of a dictionary that others made, which its folder only points to."""
+    return foreign_files(wildcards)
+
+
+def latent_weights(wildcards):
+    return (
+        f"results/{wildcards.model}/{wildcards.source}/dictionaries/{wildcards.dictionary}/weights"
+    )
+
+
+def codes_of(wildcards):
+    return [f"{latent_folder(wildcards)}/codes/{chunk}" for chunk in CHUNKS]
+
+
+def latent_sizes(wildcards):
+    """Param: which latents, and the controls that have activations; a control model has none itself."""
+    return {
+        "max_latents": config["latents"]["max_latents"],
+        "neighbours": config["latents"]["neighbours"],
+        "dense_rate": config["latents"]["dense_rate"],
+        "random_directions": bool(latent_controls("random_direction")(wildcards)),
+    }
+
+
+def latent_event_sizes():
+    """Param: how many events of each kind."""
+    own = {"topk": config["latents"]["topk"], "negatives": config["latents"]["negatives"]}
+    shared = ("max_per_document", "quantiles", "events_per_quantile", "random_events")
+    return own | {name: config["capture"][name] for name in shared}
+
+
+def measure_sizes():
+    """Param: how much is measured in the running model."""
+    return {
+        "causal_windows": config["latents"]["causal_windows"],
+        "steering_windows": config["latents"]["steering_windows"],
+        "divergence": config["latents"]["divergence"],
+        "active_share": config["latents"]["active_share"],
+        "batch_windows": config["capture"]["batch_windows"],
+    }
+
+
+def latent_controls(*kinds):
+    """Param: the configured controls of these kinds; a control model is not controlled itself."""
+
+    def controls(wildcards):
+        if model_init(wildcards) == "random":
+            return []
+        return [kind for kind in config["latents"]["controls"] if kind in kinds]
+
+    return controls
+
+
+def latent_explanations(wildcards):
+    """The explanations of latents of all explainers, one file each."""
+    random = model_init(wildcards) == "random"
+    names = [name for name in EXPLAINERS if name == "programs" or not random]
+    return [f"{latent_folder(wildcards)}/explanations/{name}.jsonl" for name in names]
+
+
+def measured(name):
+    """Input function: a file of the causal checks, which a control model does without."""
+
+    def files(wildcards):
+        return [] if model_init(wildcards) == "random" else [f"{latent_folder(wildcards)}/{name}"]
+
+    return files
+
+
+def latent_baselines(wildcards):
+    """The programs with which a judge is compared, if the embedded explainer is among the explainers."""
+    path = f"{latent_folder(wildcards)}/explanations/programs.jsonl"
+    return [path] if "programs" in EXPLAINERS else []
+
+
+def judged_latents(wildcards):
+    folder = f"{latent_folder(wildcards)}/explanations"
+    return [f"{folder}/{name}.jsonl" for name in judged_explainers()]
+
+
+def judge_scores_of_latents(wildcards):
+    """The judge's scores of a dictionary's latents, if there is a judge."""
+    return (
+        [f"{latent_folder(wildcards)}/judge_scores.parquet"] if config["judge"]["scorers"] else []
+    )
+
+
+def random_latent_scores(wildcards):
+    """The scores of the random-weight model's dictionary, if that control is wanted."""
+    if not random_latents(wildcards):
+        return []
+    folder = f"results/{wildcards.model}{RANDOM_SUFFIX}/{wildcards.source}/latents"
+    return [f"{folder}/{wildcards.dictionary}/scores.parquet"]
+
+
+def for_each_dictionary(*patterns):
+    """Expand file patterns over every model, source and dictionary."""
+    return [
+        pattern.format(model=model, source=source, dictionary=dictionary)
+        for model, source, dictionary in latent_places()
+        for pattern in patterns
+    ]
+
+
+def latent_results():
+    """Every result file and folder about latents, random-weight controls included."""
+    merged = ("raw_events", "latent_stats", "neighbours", "activations")
+    causal = ("causal_losses", "steering", "promoted", "promoted_tokens")
+    files = [f"{name}.parquet" for name in (*merged, *causal, "scores")]
+    files += ["report.md", "summary.csv", "headline.json", "explanations.jsonl"]
+    files += [f"explanations/{name}.jsonl" for name in EXPLAINERS]
+    files += [f"codes/{chunk}" for chunk in CHUNKS]
+    if config["judge"]["scorers"]:
+        files += ["judge_scores.parquet"]
+        files += [f"judge/{name}.parquet" for name in ("items", "judgements", "judge_usage")]
+    found = for_each_dictionary(*(f"{LATENTS}/{file}" for file in files))
+    page = "results/report/{model}/{source}/latents/{dictionary}"
+    found += for_each_dictionary(f"{page}.html", f"{page}.ipynb")
+    for place in latent_places():
+        found += random_latent_scores(Names(**dict(zip(("model", "source", "dictionary"), place))))
+    return found
+
+
 # For the forecast.
 
 ASKS_EXPLAINER = "openai" in EXPLAINERS
@@ -491,6 +753,30 @@ def forecast_places():
         for model in MODELS
         for source in SOURCES
     ]
+
+
+def asked_latents(pattern):
+    return for_each_dictionary(pattern) if ASKS_EXPLAINER else []
+
+
+def forecast_latents():
+    """Param: every dictionary, as `forecast_places`."""
+    places = []
+    for model, source, dictionary in latent_places():
+        names = Names(model=model, source=source, dictionary=dictionary)
+        explained = [
+            f"results/{model}/{source}/latents/{dictionary}/explanations/{name}.jsonl"
+            for name in judged_explainers()
+        ]
+        places.append(
+            {
+                "name": f"{model}, {source}, {dictionary}",
+                "model": model_folder(names),
+                "bos": config["models"][model]["bos"],
+                "explanations": explained,
+            }
+        )
+    return places
 
 
 # Resources, fitted on results/benchmarks: memory in MB and time in minutes, doubled with each attempt.
@@ -545,7 +831,7 @@ def gpu_request(wildcards):
     return int(wanted and config["device"] != "cpu")
 
 
-ASKING = ("ask_explainer", "judge_heads")
+ASKING = ("ask_explainer", "ask_latents", "judge_heads", "judge_latents")
 
 
 def check_language_models(dag):

@@ -78,7 +78,7 @@ rule train_sae:
     benchmark:
         "results/benchmarks/train_sae/{model}/{source}/{dictionary}.tsv"
     wildcard_constraints:
-        model=TRAINED,
+        model=EVERY_MODEL,
         dictionary="|".join(map(re.escape, TRAINED_HERE)) or NOTHING,
     conda:
         "../../envs/mechatlas.yaml"

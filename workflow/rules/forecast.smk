@@ -10,10 +10,12 @@ rule forecast:
         test_items=(
             for_each("results/{model}/{source}/heads/judge/items.parquet") if ASKS_JUDGE else []
         ),
+        latent_windows=asked_latents("results/{model}/{source}/windows.parquet"),
+        latent_activations=asked_latents(f"{LATENTS}/activations.parquet"),
+        latent_events=asked_latents(f"{LATENTS}/raw_events.parquet"),
+        latent_items=(for_each_dictionary(f"{LATENTS}/judge/items.parquet") if ASKS_JUDGE else []),
     log:
         "logs/forecast/forecast.log",
-    benchmark:
-        "results/benchmarks/forecast/forecast.tsv"
     localrule: True
     conda:
         "../../envs/mechatlas.yaml"
@@ -24,6 +26,7 @@ rule forecast:
         gpu=0,
     params:
         places=forecast_places(),
+        latent_places=forecast_latents(),
         openai=config["explain"]["openai"],
         max_heads=config["explain"]["max_heads"],
         judge=config["judge"],

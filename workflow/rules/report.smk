@@ -99,6 +99,13 @@ rule render_index:
         pages=for_each("results/report/{model}/{source}/heads.html"),
         summaries=for_each("results/{model}/{source}/heads/summary.csv"),
         headlines=for_each("results/{model}/{source}/heads/headline.json"),
+        circuit_pages=[path for path in circuit_pages() if path.endswith(".html")],
+        circuits=for_tasks("nodes/circuit.json"),
+        latent_pages=for_each_dictionary(
+            "results/report/{model}/{source}/latents/{dictionary}.html"
+        ),
+        latent_summaries=for_each_dictionary(f"{LATENTS}/summary.csv"),
+        latent_headlines=for_each_dictionary(f"{LATENTS}/headline.json"),
     output:
         index="results/report/index.html",
     log:
@@ -115,6 +122,8 @@ rule render_index:
         gpu=0,
     params:
         names=[[model, source] for model in MODELS for source in SOURCES],
+        circuit_names=[[model, task] for model in MODELS for task in tasks_of(model)],
+        latent_names=[list(place) for place in latent_places()],
         code=script_digest("render_index"),
     script:
         "../scripts/render_index.py"
@@ -148,8 +157,6 @@ rule verify:
     """Compare every result file with the manifest; makes nothing anew."""
     log:
         "logs/verify/verify.log",
-    benchmark:
-        "results/benchmarks/verify/verify.tsv"
     localrule: True
     conda:
         "../../envs/mechatlas.yaml"

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from jsonschema import Draft202012Validator
 
+from mechatlas.config_circuits import check_circuits
 from mechatlas.config_files import (
     check_dictionary,
     check_model,
@@ -31,7 +32,11 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 RANDOM_SUFFIX = ".random"
 NULLS = (None, "null", "~", "")
 TABLES = ("models", "sources", "tasks", "dictionaries", "transcoders", "graphs")
-RESERVED = ("benchmarks", "dictionaries", "graphs", "report", "sources", "tasks", "transcoders")
+CIRCUIT_TABLES = ("extra", "published")
+RESERVED = (
+    *("benchmarks", "circuits", "dictionaries", "graphs", "report", "sources", "steps", "tasks"),
+    "transcoders",
+)
 
 Schema = Mapping[str, Any]
 
@@ -57,7 +62,8 @@ def complete_config(config: Mapping[str, Any], workdir: Path, repository: Path) 
     Parameters
     ----------
     config : mapping
-        What the user wrote; entries of ``models``, ``sources`` and ``tasks`` that are null are left out.
+        What the user wrote; entries that are null are left out of ``models``, ``sources``, ``tasks``,
+        ``circuits.extra`` and ``circuits.published``.
     workdir, repository : Path
         Where relative paths are looked up, in this order.
 
@@ -78,6 +84,7 @@ def complete_config(config: Mapping[str, Any], workdir: Path, repository: Path) 
         errors.extend(_check_places(complete, config, "dictionaries", ("models", "sources")))
         errors.extend(_check_places(complete, config, "transcoders", ("models", "sources")))
         errors.extend(_check_places(complete, config, "graphs", ("models", "transcoders")))
+        errors.extend(_check_places(complete, config, "tasks", ("models",)))
     if errors:
         raise ConfigError(errors)
     return complete
@@ -109,6 +116,7 @@ def cross_check(config: Mapping[str, Any], workdir: Path, repository: Path) -> I
         file = task.get("file")
         if file and not find_path(file, workdir, repository).is_file():
             yield f"tasks.{name}.file: {file!r} is no file in {workdir} or {repository}; correct the path"
+    yield from check_circuits(config, workdir, repository)
     yield from check_results(workdir / "results")
 
 
@@ -153,8 +161,15 @@ def _check_split(split: Mapping[str, float]) -> Iterator[str]:
 
 
 def _without_nulls(config: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(config)
-    for table in TABLES:
+    result = _tables_without_nulls(config, TABLES)
+    if isinstance(result.get("circuits"), Mapping):
+        result["circuits"] = _tables_without_nulls(result["circuits"], CIRCUIT_TABLES)
+    return result
+
+
+def _tables_without_nulls(section: Mapping[str, Any], tables: tuple[str, ...]) -> dict[str, Any]:
+    result = dict(section)
+    for table in tables:
         if isinstance(result.get(table), Mapping):
             result[table] = {k: v for k, v in result[table].items() if v not in NULLS}
     return result

@@ -83,9 +83,11 @@ class Reservoir:
         events = events[self._order(events)]
         if self.documents is not None:
             group = self._groups(events) * (self.documents.max(initial=0) + 1)
-            events = events[_rank(group + self.documents[events["window"]]) < self.per_document]
+            events = events[
+                rank_within(group + self.documents[events["window"]]) < self.per_document
+            ]
         groups = self._groups(events)
-        rank = _rank(groups)
+        rank = rank_within(groups)
         self._raise_thresholds(events, groups, rank)
         events = events[rank < self.size]
         self._parts, self._held = [events], len(events)
@@ -110,7 +112,7 @@ class Reservoir:
         self.thresholds[split, head] = events[self.field][last]
 
 
-def _rank(groups: np.ndarray) -> np.ndarray:
+def rank_within(groups: np.ndarray) -> np.ndarray:
     """Return for each element how many earlier ones belong to the same group."""
     order = np.argsort(groups, kind="stable")
     ordered = groups[order]

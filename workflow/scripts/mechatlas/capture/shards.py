@@ -71,6 +71,61 @@ class ShardWriter:
         assert self._next == self._ends, "an array of a shard has rows that were never written"
 
 
+class ShardReader:
+    """Read ranges of rows of one array of a safetensors file that `ShardWriter` wrote, by plain reads.
+
+    Unlike a mapped file, what was read does not stay in the memory of the process.
+
+    Parameters
+    ----------
+    path : str or Path
+    name : str
+        The array.
+
+    Attributes
+    ----------
+    shape : tuple of int
+
+    Raises
+    ------
+    UserError
+        If the file is missing, truncated or damaged, or has no such array.
+    """
+
+    def __init__(self, path: str | Path, name: str):
+        self.path = Path(path)
+        try:
+            self._file = open(path, "rb")  # noqa: SIM115 (closed with the reader)
+            length = int.from_bytes(self._file.read(8), "little")
+            entry = json.loads(self._file.read(length))[name]
+            start, end = entry["data_offsets"]
+            self._dtype = np.dtype({code: dtype for dtype, code in CODES.items()}[entry["dtype"]])
+            self.shape = tuple(entry["shape"])
+            self._start = 8 + length + start
+            self._row = int(np.prod(self.shape[1:], dtype=np.int64)) * self._dtype.itemsize
+            if (
+                self.path.stat().st_size < 8 + length + end
+                or end - start != self.shape[0] * self._row
+            ):
+                raise ValueError("it is shorter than its header says")
+        except (OSError, ValueError, KeyError, TypeError, MemoryError) as error:
+            raise self._damaged(error) from error
+
+    def rows(self, first: int, stop: int) -> np.ndarray:
+        """Return rows ``first`` to ``stop`` (exclusive) in the dtype of the file."""
+        self._file.seek(self._start + first * self._row)
+        raw = self._file.read((stop - first) * self._row)
+        if len(raw) < (stop - first) * self._row:
+            raise self._damaged(ValueError("it has become shorter"))
+        return np.frombuffer(raw, self._dtype).reshape(stop - first, *self.shape[1:])
+
+    def _damaged(self, error: Exception) -> UserError:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return UserError(
+            f"{self.path} is missing, damaged or truncated ({reason}); delete its folder and run snakemake again"
+        )
+
+
 def read_rows(path: str | Path, name: str, rows: np.ndarray) -> np.ndarray:
     """Read some rows of an array of a safetensors file, as float32.
 

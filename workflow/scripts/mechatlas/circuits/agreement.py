@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
 from mechatlas.circuits.components import Graph
 from mechatlas.circuits.edges import jaccard, kinds_of, top
@@ -47,6 +48,4 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _ranks(x: np.ndarray) -> np.ndarray:
-    from scipy.stats import rankdata
-
-    return rankdata(x)
+    return pd.Series(x).rank().to_numpy()

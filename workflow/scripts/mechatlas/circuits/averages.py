@@ -13,7 +13,8 @@ from torch import Tensor
 from mechatlas.circuits.components import head_name
 from mechatlas.circuits.effects import REPLICATES
 from mechatlas.io import rng_for
-from mechatlas.stats.bootstrap import document_weights, intervals, sign_p_values
+from mechatlas.stats.bootstrap import document_weights, intervals
+from mechatlas.stats.t_test import t_p_values
 
 ROWS = 4096  # measurements whose resampled means are held at once
 
@@ -39,7 +40,8 @@ def mean_rows(
     Returns
     -------
     DataFrame [C rows]
-        ``prompts``, ``mean``, ``low``, ``high``, ``p`` (that the mean is zero, two-sided); NaN without prompts.
+        ``prompts``, ``mean``, ``low``, ``high``, ``p`` (that the mean is zero, two-sided, by
+        a t-test over prompts); NaN without prompts.
     """
     values = values.double().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     weights = _weights(values.shape[1], replicates, seed)
@@ -53,7 +55,7 @@ def mean_rows(
             means = (np.where(known, part, 0.0) @ weights) / count
         low, high = intervals(means, confidence)
         row = {"prompts": known.sum(1), "mean": means[:, 0], "low": low, "high": high}
-        parts.append(pd.DataFrame({**row, "p": sign_p_values(means)}))
+        parts.append(pd.DataFrame({**row, "p": t_p_values(part)}))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,10 @@ class Circuit:
         """The set of nodes, bool ``[L, H + 1]``."""
         names = [head_name(*head) for head in self.heads] + [mlp_name(layer) for layer in self.mlps]
         return torch.from_numpy(Graph(*self.shape).node_set(names))
+
+    def with_facts(self, facts: Mapping[str, Any]) -> Circuit:
+        """Return the circuit with further facts."""
+        return replace(self, facts={**self.facts, **facts})
 
 
 def make_circuit(

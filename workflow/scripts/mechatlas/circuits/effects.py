@@ -20,8 +20,8 @@ from mechatlas.stats.bootstrap import (
     adjust_fdr,
     document_weights,
     intervals,
-    sign_p_values,
 )
+from mechatlas.stats.t_test import t_p_values
 
 SMALL_GAP = 0.05  # of the mean absolute gap: below it a pair has no ratio of its own
 REPLICATES = 1000
@@ -52,8 +52,8 @@ def effect_rows(
     -------
     DataFrame [C rows]
         ``pairs``, ``change`` (mean), ``effect`` (ratio of means) with ``low`` and ``high``, ``mean_of_ratios`` with
-        ``ratio_low`` and ``ratio_high`` (over ``ratio_pairs`` pairs whose gap is not small), ``p`` (that the effect
-        is zero, two-sided) and ``p_fdr`` (Benjamini-Hochberg over the C components).
+        ``ratio_low`` and ``ratio_high`` (over ``ratio_pairs`` pairs whose gap is not small), ``p`` (that the mean
+        change is zero, two-sided, by a t-test over pairs) and ``p_fdr`` (Benjamini-Hochberg over the C components).
     """
     known = np.isfinite(change)
     weights = document_weights(len(gap), replicates, rng_for(seed, "effects"))
@@ -69,7 +69,7 @@ def effect_rows(
         *intervals(mean, confidence),
     )
     out["ratio_pairs"] = (known & wide).sum(1)
-    out["p"] = sign_p_values(ratio)
+    out["p"] = t_p_values(change)
     out["p_fdr"] = adjust_fdr(out["p"])
     return pd.DataFrame(out)
 

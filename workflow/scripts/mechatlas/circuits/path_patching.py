@@ -65,26 +65,48 @@ def path_patching(
     UserError
         If a sender or receiver does not exist.
     """
-    graph = Graph.of(model.config)
-    sets = [[s] if isinstance(s, str) else list(s) for s in senders]
-    chosen = torch.zeros(len(sets), graph.n_sources, dtype=torch.bool)
-    for row, names in zip(chosen, sets, strict=True):
-        row[[graph.source(name) for name in names]] = True
-    wanted = {graph.destination(name) for name in receivers}
-    row = clean.numel() * model.config.d_model * model.dtype.itemsize
-    with fast_matmul(), torch.no_grad():
-        paths = _Paths(model, clean, corrupted, end, metric, wanted, through_mlps)
-        return torch.cat([paths.values(part) for part in chosen.split(max(1, MEMORY // row))])
+    sweep = PathSweep(model, clean, corrupted, end, metric)
+    return sweep(senders, receivers, through_mlps=through_mlps)
+
+
+class PathSweep:
+    """Both runs of N pairs, from which any paths are patched (see `path_patching`, whose arguments these are)."""
+
+    def __init__(
+        self, model: Transformer, clean: Tensor, corrupted: Tensor, end: Tensor, metric: Metric
+    ):
+        self.graph = Graph.of(model.config)
+        self._at_once = max(
+            1, MEMORY // (clean.numel() * model.config.d_model * model.dtype.itemsize)
+        )
+        with fast_matmul(), torch.no_grad():
+            self._paths = _Paths(model, clean, corrupted, end, metric)
+
+    def __call__(
+        self,
+        senders: Sequence[str | Iterable[str]],
+        receivers: Iterable[str],
+        *,
+        through_mlps: bool = True,
+    ) -> Tensor:
+        """Return the metric of the patched clean run, ``[senders, N]``."""
+        sets = [[s] if isinstance(s, str) else list(s) for s in senders]
+        chosen = torch.zeros(len(sets), self.graph.n_sources, dtype=torch.bool)
+        for row, names in zip(chosen, sets, strict=True):
+            row[[self.graph.source(name) for name in names]] = True
+        wanted = {self.graph.destination(name) for name in receivers}
+        with fast_matmul(), torch.no_grad():
+            parts = chosen.split(self._at_once)
+            return torch.cat([self._paths.values(part, wanted, through_mlps) for part in parts])
 
 
 class _Paths:
-    """Both runs of N pairs, and a set of receivers."""
+    """All activations of both runs."""
 
-    def __init__(self, model, clean, corrupted, end, metric, receivers, through_mlps):
+    def __init__(self, model, clean, corrupted, end, metric):
         last = int(end.max()) + 1
         clean, corrupted = (x[:, :last].to(model.device) for x in (clean, corrupted))
         self.model, self.metric, self.graph = model, metric, Graph.of(model.config)
-        self.receivers, self.through_mlps = receivers, through_mlps
         self.first = unchanged(clean, corrupted, end)
         self.clean, other = (trace(model, model.embed(x)) for x in (clean, corrupted))
         self.delta = source_differences(model, other, self.clean, self.first)
@@ -92,8 +114,9 @@ class _Paths:
         rotary = model.rotary(last)
         self.rotary = None if rotary is None else tuple(x[self.first :] for x in rotary)
 
-    def values(self, chosen: Tensor) -> Tensor:
+    def values(self, chosen: Tensor, receivers: set[int], through_mlps: bool) -> Tensor:
         """Return the metric ``[V, N]`` for sets of senders, bool ``[V, S]``."""
+        self.receivers, self.through_mlps = receivers, through_mlps
         recorded = self._record(chosen.to(self.delta.device))
         final = recorded.get(self.graph.n_destinations - 1)
         if final is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,10 @@ class Parts:
         self, name: str, compute: Callable[[], Mapping[str, np.ndarray]]
     ) -> dict[str, np.ndarray]:
         """Return a part, computed and stored if it is not there yet."""
-        path = self.folder / f"{name}.safetensors"
+        short = re.sub(r"[^\w.+-]", "_", name)[:120]
+        if short != name:
+            short += f"-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        path = self.folder / f"{short}.safetensors"
         if not path.exists():
             write_arrays(path, compute(), self.facts)
         return read_arrays(path)

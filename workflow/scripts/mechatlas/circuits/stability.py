@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mechatlas.circuits.ablation import Ablation
 from mechatlas.circuits.pruning import PruneSettings, prune
+from mechatlas.circuits.resume import Parts
 from mechatlas.io import progress, rng_for
 
 
@@ -20,8 +21,9 @@ def stability(
     *,
     samples: int,
     seed: int,
+    parts: Parts | None = None,
 ) -> np.ndarray:
-    """Return how often each node is in the circuit of a random half of the prompts, float ``[L, H + 1]``.
+    """Return the circuits of random halves of the prompts, bool ``[samples, L, H + 1]``.
 
     Half-samples without replacement, as in stability selection (Meinshausen and Buehlmann 2010, section 2.1).
 
@@ -36,15 +38,20 @@ def stability(
     samples : int
     seed : int
         Base seed.
+    parts : Parts, optional
+        Keeps finished samples, so that a killed run continues.
     """
     rng = rng_for(seed, "stability")
-    kept = [
-        prune(
-            make(torch.from_numpy(np.sort(rng.permutation(pairs)[: max(1, pairs // 2)]))), settings
-        ).keep
-        for _ in progress(range(samples), desc="stability", unit="sample")
-    ]
-    return torch.stack(kept).double().mean(0).numpy()
+    kept = []
+    for number in progress(range(samples), desc="stability", unit="sample"):
+        half = np.sort(rng.permutation(pairs)[: max(1, pairs // 2)])
+
+        def one(half: np.ndarray = half) -> dict[str, np.ndarray]:
+            return {"keep": prune(make(torch.from_numpy(half)), settings).keep.numpy()}
+
+        found = one() if parts is None else parts.get(f"half-{number}", one)
+        kept.append(found["keep"])
+    return np.stack(kept)
 
 
 def first_of_each(groups: Sequence[str], count: int) -> np.ndarray:

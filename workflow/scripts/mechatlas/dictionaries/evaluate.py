@@ -19,15 +19,16 @@ from mechatlas.corpus.windows import SPLITS, read_windows
 from mechatlas.dictionaries.autoencoder import SparseAutoencoder
 from mechatlas.dictionaries.collection import INDEX, layers_of, read_dictionary
 from mechatlas.dictionaries.hooks import Hooks, replace_by_reconstruction
-from mechatlas.io import progress, provenance, read_provenance, rng_for, write_table
+from mechatlas.io import progress, provenance, read_json, read_provenance, rng_for, write_table
 from mechatlas.models.transformer import LOGITS_PER_CHUNK, Transformer
 from mechatlas.stats.bootstrap import document_weights, interval, replicate
 
 #: What the model runs on in place of the activation.
 VARIANTS = ("model", "reconstruction", "zero", "mean")
 COLUMNS = ("layer", "metric", "value", "low", "high", "denominator", "documents", "tokens")
-#: Windows of shards that are encoded at once.
+#: Windows of shards that are read at once, and latents of them that are held (256 MiB of float32).
 WINDOWS_AT_ONCE = 8
+LATENTS_AT_ONCE = 2**26
 
 #: A metric: its name, the columns of sums it needs, how they combine, and what it is relative to.
 Metric = tuple[str, tuple[str, ...], Callable[..., np.ndarray], str]
@@ -92,6 +93,7 @@ class ShardSums:
         documents: np.ndarray,
     ) -> None:
         self.sae, self.chunks = sae, chunks
+        self._window_len = int(read_json(Path(chunks[0]) / "index.json")["window_len"])
         reads, writes = sae.about["reads"], sae.about.get("writes") or sae.about["reads"]
         mean = self._mean(writes, windows)
         count = torch.zeros(sae.n_latents, dtype=torch.float64)
@@ -123,8 +125,10 @@ class ShardSums:
         )
 
     def _batches(self, windows: np.ndarray, *points: str):
-        for first in range(0, len(windows), WINDOWS_AT_ONCE):
-            part = windows[first : first + WINDOWS_AT_ONCE]
+        per_window = self.sae.n_latents * self._window_len
+        size = max(1, min(WINDOWS_AT_ONCE, LATENTS_AT_ONCE // per_window))
+        for first in range(0, len(windows), size):
+            part = windows[first : first + size]
             read = {point: self._read(point, part) for point in {*points}}
             yield tuple(read[point] for point in points)
 

@@ -6,11 +6,11 @@ All functions return a mapping from hook points to hooks for `mechatlas.models.t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from torch import Tensor
 
 from mechatlas.dictionaries.autoencoder import SparseAutoencoder
+from mechatlas.models import hooks as stages
 
 #: Changes latents ``[N, F]``; returns the changed ones. Not in place.
 Edit = Callable[[Tensor], Tensor]
@@ -37,7 +37,8 @@ def replace_by_reconstruction(
         Add what the unedited reconstruction lacks: without an edit the model runs as before, and an edit changes only
         what its latents write.
     positions : slice
-        Positions that are replaced; by default all but BOS, on which dictionaries are not trained.
+        Positions that are replaced, counted from the start of the sequence also when a cache leaves only the latest to
+        a pass; by default all but BOS, on which dictionaries are not trained.
 
     Raises
     ------
@@ -48,23 +49,21 @@ def replace_by_reconstruction(
     seen: dict[str, Tensor] = {}
 
     def read(value: Tensor, at: int) -> None:
-        if at == layer:
-            seen["x"] = _flat(value[:, positions])
+        seen["x"] = _flat(value)
 
-    def write(value: Tensor, at: int) -> Tensor | None:
-        if at != layer:
-            return None
-        kept = value[:, positions]
-        x = seen.pop("x") if reads != writes else _flat(kept)
+    def write(value: Tensor, at: int) -> Tensor:
+        kept = _flat(value)
+        x = kept if reads == writes else seen.pop("x")
         z = sae.encode(x)
         output = sae.decode(edit(z) if edit else z, x)
         if error:
-            output = _flat(kept) + (output - sae.decode(z, x)) if edit else _flat(kept)
-        value = value.clone()
-        value[:, positions] = output.view(kept.shape).to(value.dtype)
-        return value
+            output = kept + (output - sae.decode(z, x)) if edit else kept
+        return output.view(value.shape).to(value.dtype)
 
-    return {writes: write} if reads == writes else {reads: read, writes: write}
+    hooks = stages.Hooks()
+    if reads != writes:
+        hooks.append_fwd(reads, read, layers=layer)
+    return hooks.append_fwd(writes, write, layers=layer, positions=positions)
 
 
 def ablate(latents: Tensor | list[int], value: float | Tensor = 0.0) -> Edit:
@@ -102,25 +101,12 @@ def steer(sae: SparseAutoencoder, latent: int, amount: float) -> Hooks:
     return {writes: write}
 
 
-def merge_hooks(*parts: Hooks) -> dict[str, Any]:
+def merge_hooks(*parts: Hooks) -> stages.Hooks:
     """Run the hooks of several mappings one after the other, each on what the one before returned."""
-    merged: dict[str, list[Any]] = {}
+    merged = stages.Hooks()
     for part in parts:
-        for point, hook in part.items():
-            merged.setdefault(point, []).append(hook)
-
-    def chain(hooks: list[Any]) -> Any:
-        def run(value: Tensor, layer: int) -> Tensor | None:
-            changed = None
-            for hook in hooks:
-                result = hook(value, layer)
-                if result is not None:
-                    value = changed = result
-            return changed
-
-        return run
-
-    return {point: hooks[0] if len(hooks) == 1 else chain(hooks) for point, hooks in merged.items()}
+        merged.extend(part)
+    return merged
 
 
 def _place(sae: SparseAutoencoder) -> tuple[int, str, str]:

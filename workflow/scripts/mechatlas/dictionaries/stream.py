@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mechatlas.capture.patterns import activation_file
+from mechatlas.capture.shards import ShardReader
 from mechatlas.io import UserError, read_arrays, rng_for
 
 #: A hook point and a layer.
@@ -28,7 +28,7 @@ Place = tuple[str, int]
 class _Shards:
     """The open files of one chunk, and where its windows are in them."""
 
-    handles: dict[Place, Any]
+    readers: dict[Place, ShardReader]
     paths: dict[Place, Path]
     windows: np.ndarray
 
@@ -145,11 +145,7 @@ class ActivationStream:
         for i, (chunk, row) in enumerate(self._home[chosen].tolist()):
             shards = self._shards[chunk]
             first = row * self.window_len + self.first_position
-            try:
-                stored = shards.handles[place].get_slice("activations")
-                part = stored[first : first + per_window]
-            except SafetensorError as error:
-                raise _damaged(shards.paths[place], error) from error
+            part = shards.readers[place].rows(first, first + per_window)
             self.bytes_read += part.nbytes
             where = shuffle[i * per_window : (i + 1) * per_window]
             rows[where] = part
@@ -166,8 +162,8 @@ class ActivationStream:
         widths: dict[Place, int] = {}
         lengths: set[int] = set()
         for shards in self._shards:
-            for place, handle in shards.handles.items():
-                rows, width = handle.get_slice("activations").get_shape()
+            for place, reader in shards.readers.items():
+                rows, width = reader.shape
                 if widths.setdefault(place, width) != width or rows % max(1, len(shards.windows)):
                     raise UserError(
                         f"{shards.paths[place]} has another shape than the shards before it; capture again"
@@ -181,21 +177,18 @@ class ActivationStream:
 
 def _open(chunk: str | Path, places: Sequence[Place]) -> _Shards:
     paths = {place: Path(chunk) / activation_file(*place) for place in places}
-    handles, windows = {}, None
+    readers, windows = {}, None
     for place, path in paths.items():
         if not path.is_file():
             raise UserError(
                 f"{path} does not exist; add {place[0]} to capture.activations and capture again"
             )
-        try:
-            handles[place] = safe_open(path, framework="numpy")
-        except (SafetensorError, OSError) as error:
-            raise _damaged(path, error) from error
+        readers[place] = ShardReader(path, "activations")
         held = read_arrays(path, ["windows"])["windows"].astype(np.int64)
         if windows is not None and not np.array_equal(windows, held):
             raise UserError(f"{path} holds other windows than the shards beside it; capture again")
         windows = held
-    return _Shards(handles, paths, windows)
+    return _Shards(readers, paths, windows)
 
 
 def _locate(shards: Sequence[_Shards], wanted: np.ndarray) -> np.ndarray:
@@ -215,10 +208,3 @@ def _locate(shards: Sequence[_Shards], wanted: np.ndarray) -> np.ndarray:
             f"windows {missing[:5]} are in none of {len(shards)} chunks; capture them first"
         )
     return np.array([found[window] for window in sorted(set(wanted.tolist()))], np.int64)
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError(
-        f"{path} is damaged or truncated ({reason}); delete its folder and run snakemake again"
-    )

@@ -17,7 +17,15 @@ from mechatlas.dictionaries.loop import fingerprint, metrics_table, train
 from mechatlas.dictionaries.settings import TrainingSettings
 from mechatlas.dictionaries.stream import ActivationStream
 from mechatlas.dictionaries.trainer import SparseTrainer, measure_scaling
-from mechatlas.io import UserError, file_digest, provenance, read_json, read_provenance, write_table
+from mechatlas.io import (
+    UserError,
+    code_digest,
+    file_digest,
+    provenance,
+    read_json,
+    read_provenance,
+    write_table,
+)
 
 
 def train_layers(
@@ -65,6 +73,7 @@ def train_layers(
     chosen, facts = train_windows(windows), captured_facts(chunks)
     layers = wanted_layers(chunks, layers)
     data = [facts, file_digest(windows), [reads, writes], asdict(settings)]
+    data.append(code_digest("dictionaries"))
     dictionaries, tables = {}, []
     for layer in layers:
         places = (reads, layer), (writes, layer)

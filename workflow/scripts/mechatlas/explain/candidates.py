@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mechatlas.explain.excerpts import Example
 from mechatlas.explain.llm.requests import Usage
-from mechatlas.explain.programs import Program, form_key
 
 #: Most failures shown in a revision.
 FAILURES = 8
@@ -23,7 +22,7 @@ class Candidate:
     text : str
         Empty if the model gave none, for ``reason``.
     reason : str
-    program : Program, optional
+    program : Program or LatentProgram, optional
     program_error : str
         Why a program that the model wrote is not valid.
     reply : str
@@ -38,7 +37,7 @@ class Candidate:
 
     text: str
     reason: str = ""
-    program: Program | None = None
+    program: Any = None
     program_error: str = ""
     reply: str = ""
     usage: Usage = field(default_factory=Usage)
@@ -46,9 +45,9 @@ class Candidate:
     match: float | None = None
     auc: float | None = None
 
-    def facts(self) -> dict[str, Any]:
-        """Return what a record keeps of a candidate."""
-        forms = None if self.program is None else [form_key(p.form) for p in self.program.parts]
+    def facts(self, forms_of: Callable[[Any], list[str]]) -> dict[str, Any]:
+        """Return what a record keeps of a candidate; ``forms_of`` names the forms of its program."""
+        forms = None if self.program is None else forms_of(self.program)
         return {
             **{"text": self.text, "reason": self.reason, "forms": forms},
             **{"match": rounded(self.match), "judge_auc": rounded(self.auc)},

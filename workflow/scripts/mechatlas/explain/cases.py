@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mechatlas.explain.dataset import HeadData
-from mechatlas.explain.evidence import Evidence, HeadEvents
+from mechatlas.explain.evidence import HeadEvents
 from mechatlas.explain.excerpts import Example
 from mechatlas.explain.selection import heads_to_explain
 from mechatlas.io import read_table
@@ -16,17 +16,17 @@ from mechatlas.io import read_table
 
 @dataclass(frozen=True)
 class Case:
-    """A head to be explained.
+    """A unit to be explained.
 
     Attributes
     ----------
-    evidence : Evidence
+    evidence : Evidence or LatentEvidence
     compare, probe : sequence of Example
         Validation pairs of different documents: candidates are compared by the first, failures for a revision are
         looked for among the second. Empty if there is nothing to compare.
     """
 
-    evidence: Evidence
+    evidence: Any
     compare: Sequence[Example] = ()
     probe: Sequence[Example] = ()
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mechatlas.explain.sentences import read_encoder
 from mechatlas.io import UserError, file_digest
 
 EMBEDDED_MODEL = "all-MiniLM-L6-v2"
@@ -88,20 +89,25 @@ def embed_texts(texts: Sequence[str], model: str) -> np.ndarray:
     distinct = sorted(set(texts))
     if not distinct:
         return np.zeros((0, 1), dtype=np.float32)
-    # Imported here: it takes seconds, and a run with too few explanations does not need it.
+    encoder = read_encoder(place)
+    vectors = encoder.encode(distinct) if encoder else _by_sentence_transformers(distinct, model)
+    place_of = {text: i for i, text in enumerate(distinct)}
+    return np.asarray(vectors, dtype=np.float32)[[place_of[text] for text in texts]]
+
+
+def _by_sentence_transformers(texts: Sequence[str], model: str) -> np.ndarray:
+    # Imported here: it takes seconds, and the embedded model does not need it.
     from sentence_transformers import SentenceTransformer
 
     try:
-        encoder = SentenceTransformer(place, device="cpu")
+        encoder = SentenceTransformer(find_embedding_model(model), device="cpu")
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise UserError(
             f"clusters.embedding_model: cannot load {model} ({reason}); use the default {EMBEDDED_MODEL}, "
             "a local sentence-transformers folder, or download the model first"
         ) from error
-    vectors = encoder.encode(distinct, normalize_embeddings=True, show_progress_bar=False)
-    place_of = {text: i for i, text in enumerate(distinct)}
-    return np.asarray(vectors, dtype=np.float32)[[place_of[text] for text in texts]]
+    return encoder.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
 
 
 def cluster_vectors(vectors: np.ndarray, min_cluster_size: int) -> np.ndarray:

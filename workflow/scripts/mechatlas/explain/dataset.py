@@ -26,26 +26,21 @@ class Sample:
     patterns: np.ndarray
 
 
-class HeadData:
-    """Windows and captured patterns of one model and source.
+class SourceData:
+    """Windows and vocabulary of one model and source.
 
     Parameters
     ----------
     windows : path
         windows.parquet.
-    chunks : sequence of folders
-        The capture chunks.
     model : path
         Model folder; its configuration and tokenizer are read, its weights are not.
     bos : str, optional
         BOS token, as in the config.
     """
 
-    def __init__(
-        self, windows: str | Path, chunks: Sequence[str | Path], model: str | Path, bos: str | None
-    ) -> None:
+    def __init__(self, windows: str | Path, model: str | Path, bos: str | None) -> None:
         self.table = read_table(windows)
-        self.chunks = list(chunks)
         self.config = read_config(model)
         self.tokenizer = tokenizer = load_tokenizer(model, bos)
         self.vocabulary = Vocabulary(
@@ -55,6 +50,33 @@ class HeadData:
             "windows": read_provenance(windows),
             "tokenizer": tokenizer.hash,
         }
+
+    def tokens(self, windows: np.ndarray) -> np.ndarray:
+        """Tokens of windows by their numbers: int64 [n, T]."""
+        rows = self._place.loc[windows].to_numpy()
+        return np.stack(self.table["tokens"].iloc[rows].to_list()).astype(np.int64)
+
+    @cached_property
+    def _place(self) -> pd.Series:
+        return pd.Series(np.arange(len(self.table)), index=self.table["window"].to_numpy())
+
+
+class HeadData(SourceData):
+    """Windows and captured patterns of one model and source.
+
+    Parameters
+    ----------
+    windows, model, bos
+        See `SourceData`.
+    chunks : sequence of folders
+        The capture chunks.
+    """
+
+    def __init__(
+        self, windows: str | Path, chunks: Sequence[str | Path], model: str | Path, bos: str | None
+    ) -> None:
+        super().__init__(windows, model, bos)
+        self.chunks = list(chunks)
 
     @property
     def layers(self) -> int:
@@ -93,12 +115,3 @@ class HeadData:
     @cached_property
     def _views(self) -> dict[str, TokenView]:
         return {}
-
-    def tokens(self, windows: np.ndarray) -> np.ndarray:
-        """Tokens of windows by their numbers: int64 [n, T]."""
-        rows = self._place.loc[windows].to_numpy()
-        return np.stack(self.table["tokens"].iloc[rows].to_list()).astype(np.int64)
-
-    @cached_property
-    def _place(self) -> pd.Series:
-        return pd.Series(np.arange(len(self.table)), index=self.table["window"].to_numpy())

@@ -51,6 +51,16 @@ class Evidence:
         """Name of the head."""
         return f"L{self.layer}.H{self.head}"
 
+    @property
+    def key(self) -> Head:
+        """Layer and number."""
+        return (self.layer, self.head)
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """Fields of a record that say which head it is about."""
+        return {"unit": self.unit, "layer": self.layer, "head": self.head}
+
 
 class HeadEvents:
     """Draws examples of heads from the captured events.

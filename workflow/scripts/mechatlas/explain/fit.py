@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mechatlas.explain.dataset import Sample
-from mechatlas.explain.fit_rules import Bank, fit_rules, match, overlap_ratio
+from mechatlas.explain.fit_rules import Bank, fit_rules, match, overlap_ratio, rule_match
 from mechatlas.explain.fit_scores import ScoreFit, fit_scores
 from mechatlas.explain.programs import Part, Program, form_key
 from mechatlas.explain.render import render
@@ -109,21 +109,20 @@ def explain_layer(
     heads = list(range(train.patterns.shape[1])) if heads is None else list(heads)
     if not heads:
         return []
-    few = Sample(
-        TokenView(train.view.tokens[: settings.rule_windows], train.view.vocabulary),
-        train.patterns[: settings.rule_windows],
-    )
-    bank = Bank.build(few.view)
+    few = Bank.of(train.view.first(settings.rule_windows))
+    checked = Bank.of(validation.view)
     learned = fit_scores(train.view, _heads_of(train.patterns, heads), settings.scores, device)
     records = []
-    for place, head in enumerate(heads):
+    for form, head in zip(learned, heads, strict=True):
         # The empty program, "rests on BOS", comes first: nothing is simpler.
         programs = [Program(parts=())]
-        programs += fit_rules(few.view, few.patterns[:, head], bank, settings.max_parts)
-        programs.append(sharpest(learned[place], validation.view, validation.patterns[:, head]))
+        programs += fit_rules(few, train.patterns[: few.view.shape[0], head], settings.max_parts)
         true = validation.patterns[:, head]
-        predictions = [p.predict(validation.view) for p in programs]
-        matches = [match(predicted, true) for predicted in predictions]
+        target = checked.target(true)
+        matches = [rule_match(program, checked, target) for program in programs]
+        program, reached = sharpest(form, validation.view, true)
+        programs.append(program)
+        matches.append(reached)
         chosen = choose(matches, settings.parsimony)
         program = programs[chosen]
         records.append(
@@ -135,7 +134,9 @@ def explain_layer(
                 "control": control,
                 "text": render(program, train.view),
                 "kind": "scores" if chosen == len(programs) - 1 else "rules",
-                "validation_iou": round(intersection_over_union(predictions[chosen], true), 6),
+                "validation_iou": round(
+                    intersection_over_union(program.predict(validation.view), true), 6
+                ),
                 "candidates": [
                     {"forms": [form_key(part.form) for part in p.parts], "match": round(m, 6)}
                     for p, m in zip(programs, matches, strict=True)
@@ -150,15 +151,17 @@ def _heads_of(patterns: np.ndarray, heads: list[int]) -> np.ndarray:
     return patterns if heads == list(range(patterns.shape[1])) else patterns[:, heads]
 
 
-def sharpest(form: Scores, view: TokenView, patterns: np.ndarray) -> Program:
-    """Return the learned form as a program, with the gain of `GAINS` that fits validation windows best.
+def sharpest(form: Scores, view: TokenView, patterns: np.ndarray) -> tuple[Program, float]:
+    """Return the learned form as a program, with the gain of `GAINS` that fits validation windows best, and its match.
 
     The fit minimises cross-entropy, whose optimum hedges: where a head looks at one of two keys it predicts both. The
     intersection over union rewards deciding.
     """
     scores = form.scores(view)
-    best = max(GAINS, key=lambda gain: match(softmax(gain * scores), patterns))
-    return Program(parts=(Part(share=1.0, form=form.sharpened(best) if best != 1 else form),))
+    matches = {gain: match(softmax(gain * scores), patterns) for gain in GAINS}
+    best = max(matches, key=matches.__getitem__)
+    sharpened = form.sharpened(best) if best != 1 else form
+    return Program(parts=(Part(share=1.0, form=sharpened),)), matches[best]
 
 
 def choose(matches: list[float], parsimony: float) -> int:

@@ -3,6 +3,10 @@
 The tables minimise the mean cross-entropy between true and predicted attention rows of the train windows plus an L2
 penalty that keeps rarely seen entries near zero. But for the token factors the problem is convex. Gradients are written
 out: with G = softmax(scores) - target, the gradient of every table is a sum of G over the places that read its entry.
+
+What sets the time is the size of the scores, [windows, heads, queries, keys]. They are made for a block of queries at a
+time, with the keys up to its last query only, so that little is computed above the diagonal and a block stays in the
+processor's cache.
 """
 
 from __future__ import annotations
@@ -20,11 +24,13 @@ from mechatlas.explain.scores_form import (
     class_marks,
     distance_buckets,
     position_octaves,
-    relation_arrays,
+    relation_places,
 )
 from mechatlas.explain.vocabulary import TokenView
 
 Tables = dict[str, torch.Tensor]
+#: Queries whose scores are made at once.
+BLOCK = 32
 
 
 @dataclass(frozen=True)
@@ -74,19 +80,19 @@ def fit_scores(
     list of Scores
         One per head.
     """
+    # Tables have entries for the tokens of these windows only: those of others would stay zero.
+    seen, codes = np.unique(view.tokens, return_inverse=True)
+    codes = codes.reshape(view.shape)
     batches = [
-        (
-            _Data(TokenView(view.tokens[part], view.vocabulary), device),
-            _target(patterns[part], device),
-        )
+        _Data(TokenView(view.tokens[part], view.vocabulary), codes[part], patterns[part], device)
         for part in _parts(len(view.tokens), settings.batch_windows)
     ]
-    tables = _initial_tables(patterns.shape[1], len(view.vocabulary), batches[0][0], settings)
+    tables = _initial_tables(patterns.shape[1], len(seen), batches[0], settings)
     adam = _Adam(tables)
     for step in range(settings.steps):
-        grads = gradients(tables, *batches[step % len(batches)], settings.penalty)
+        grads = gradients(tables, batches[step % len(batches)], settings.penalty)
         adam.step(grads, settings.learning_rate * one_cycle(step, settings.steps))
-    return _forms(tables, view)
+    return _forms(tables, seen)
 
 
 def one_cycle(step: int, steps: int, warmup: float = 0.15) -> float:
@@ -124,130 +130,226 @@ def _parts(windows: int, size: int) -> list[slice]:
     return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
 
 
-def _target(patterns: np.ndarray, device: str) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(patterns.transpose(1, 0, 2, 3))).to(device)
+@dataclass(frozen=True)
+class _Block:
+    """Queries ``start`` to ``stop`` (exclusive) and the keys before ``stop``.
+
+    Attributes
+    ----------
+    target : float32 [W, H, q, k]
+        True attention.
+    places : int64 [H * n]
+        Where relations hold among the flattened entries [W, H, q, k], head after head.
+    relation : int64 [n]
+        Which relation each of a head's places is about.
+    """
+
+    start: int
+    stop: int
+    target: torch.Tensor
+    places: torch.Tensor
+    relation: torch.Tensor
+
+    @property
+    def queries(self) -> slice:
+        return slice(self.start, self.stop)
 
 
 class _Data:
-    """What the scores read besides the tables; shared by all heads. Queries and keys run over all T positions."""
+    """What the scores read besides the tables, and the true patterns, of a batch of windows.
 
-    def __init__(self, view: TokenView, device: str) -> None:
+    Parameters
+    ----------
+    view : TokenView
+    codes : int64 [W, T]
+        Place of every token in the token tables.
+    patterns : float32 [W, H, T, T]
+    device : str
+    dtype : torch.dtype
+    """
+
+    def __init__(
+        self,
+        view: TokenView,
+        codes: np.ndarray,
+        patterns: np.ndarray,
+        device: str,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         windows, length = view.shape
         gap = np.subtract.outer(np.arange(length), np.arange(length))
         buckets, octaves = distance_buckets(length), position_octaves(length)
-        hidden = np.where(gap < 0, -np.inf, 0).astype(np.float32)
-        self.tokens = torch.from_numpy(view.tokens).to(device)
-        self.marks = torch.from_numpy(class_marks(view)).to(device)
-        self.relations = torch.from_numpy(relation_arrays(view)).flatten(1).to(device)
         self.distance_shape = (int(octaves.max()) + 1, int(buckets.max()) + 1)
         place = octaves[:, None] * self.distance_shape[1] + buckets[np.abs(gap)]
         self.places = torch.from_numpy(place).to(device)
-        self.hidden = torch.from_numpy(hidden).to(device)
+        self.tokens = torch.from_numpy(np.ascontiguousarray(codes)).to(device)
+        self.marks = torch.from_numpy(class_marks(view)).to(device, dtype)
         self.rows = windows * (length - 1)
+        self.heads = patterns.shape[1]
+        relations = relation_places(view)
+        hidden = np.where(gap < 0, -np.inf, 0)
+        self.hidden = torch.from_numpy(hidden).to(device, dtype)
+        self.blocks: list[_Block] = []
+        # Query 0 is left out: its row is trivial.
+        for start in range(1, length, BLOCK):
+            stop = min(start + BLOCK, length)
+            places, relation = _placed(relations, view.shape, self.heads, start, stop)
+            target = np.ascontiguousarray(patterns[:, :, start:stop, :stop])
+            self.blocks.append(
+                _Block(
+                    *(start, stop, torch.from_numpy(target).to(device, dtype)),
+                    *(torch.from_numpy(places).to(device), torch.from_numpy(relation).to(device)),
+                )
+            )
 
 
-def _initial_tables(heads: int, size: int, data: _Data, settings: ScoreFit) -> Tables:
+def _placed(
+    relations: list[np.ndarray], shape: tuple[int, int], heads: int, start: int, stop: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``places`` and ``relation`` of a `_Block` from the places [W, T, T] where each relation holds."""
+    window, query, key = np.unravel_index(np.concatenate(relations), (*shape, shape[1]))
+    relation = np.repeat(np.arange(len(relations)), [len(places) for places in relations])
+    inside = (query >= start) & (query < stop)
+    window, query, key = window[inside], query[inside] - start, key[inside]
+    rows = window * heads + np.arange(heads)[:, None]
+    return ((rows * (stop - start) + query) * stop + key).ravel(), relation[inside]
+
+
+def _initial_tables(heads: int, tokens: int, data: _Data, settings: ScoreFit) -> Tables:
+    """Tables of all heads; where an entry belongs to a token, the tokens come first."""
     shapes = {
-        "class_pair": (2 * C, 2 * C),
-        "sink_class": (2 * C,),
-        "sink_token": (size,),
-        "key_token": (size,),
-        "token_before_key": (size,),
-        "distance": data.distance_shape,
-        "relations": (len(RELATIONS),),
-        "query_factors": (size, settings.factors),
-        "key_factors": (size, settings.factors),
+        "class_pair": (heads, 2 * C, 2 * C),
+        "sink_class": (2 * C, heads),
+        "sink_token": (tokens, heads),
+        "key_token": (tokens, heads),
+        "token_before_key": (tokens, heads),
+        "distance": (heads, *data.distance_shape),
+        "relations": (heads, len(RELATIONS)),
+        "query_factors": (tokens, heads, settings.factors),
+        "key_factors": (tokens, heads, settings.factors),
     }
     generator = torch.Generator().manual_seed(settings.seed % 2**63)
     tables = {}
     for name, shape in shapes.items():
-        values = torch.zeros(heads, *shape)
+        values = torch.zeros(shape)
         if name.endswith("factors"):
             # The product of two zero tables has no gradient, so they start small and random.
-            values = 0.1 * torch.randn(heads, *shape, generator=generator)
+            values = 0.1 * torch.randn(shape, generator=generator)
         tables[name] = values.to(data.tokens.device)
     return tables
 
 
-def predicted_rows(tables: Tables, data: _Data) -> torch.Tensor:
-    """Attention rows that the tables predict: float32 [H, W, T, T]."""
-    heads = len(tables["relations"])
-    windows, length = data.tokens.shape
-    queries = torch.einsum("wqc,hcd->hwqd", data.marks, tables["class_pair"])
-    queries = torch.cat([queries, tables["query_factors"][:, data.tokens]], dim=-1)
-    keys = torch.cat(
-        [data.marks.expand(heads, -1, -1, -1), tables["key_factors"][:, data.tokens]], dim=-1
+class _Read:
+    """What the tables say about every position of a batch, heads before positions: [W, H, T, ...]."""
+
+    def __init__(self, tables: Tables, data: _Data) -> None:
+        pairs = tables["class_pair"].permute(1, 0, 2).flatten(1)
+        self.classes = _by_head((data.marks @ pairs).unflatten(-1, (data.heads, -1)))
+        self.queries = _by_head(_at(tables["query_factors"], data.tokens))
+        self.keys = _by_head(_at(tables["key_factors"], data.tokens))
+        key = _at(tables["key_token"], data.tokens)
+        key[:, 1:] += _at(tables["token_before_key"], data.tokens[:, :-1])
+        self.key = _by_head(key)
+        sink = data.marks @ tables["sink_class"] + _at(tables["sink_token"], data.tokens)
+        self.sink = _by_head(sink)
+        # With -inf after the query.
+        distance = tables["distance"].flatten(1).index_select(1, data.places.flatten())
+        self.distance = distance.unflatten(1, data.places.shape) + data.hidden
+
+
+def _at(table: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """The entries of tokens [W, T]: [W, T, H, ...]."""
+    return table.index_select(0, tokens.flatten()).unflatten(0, tokens.shape)
+
+
+def _by_head(values: torch.Tensor) -> torch.Tensor:
+    """[W, T, H, ...] to [W, H, T, ...]."""
+    return values.transpose(1, 2).contiguous()
+
+
+def predicted_rows(tables: Tables, data: _Data, read: _Read, block: _Block) -> torch.Tensor:
+    """Attention rows that the tables predict for the queries of a block: float32 [W, H, q, k]."""
+    windows, heads = len(data.tokens), data.heads
+    queries, stop = block.queries, block.stop
+    scores = read.key[:, :, None, :stop] + read.distance[:, queries, :stop]
+    classes = read.classes[:, :, queries].flatten(1, 2)
+    scores.view(windows, -1, stop).baddbmm_(classes, data.marks[:, :stop].transpose(1, 2))
+    factors = read.queries[:, :, queries].flatten(0, 1)
+    keys = read.keys[:, :, :stop].flatten(0, 1)
+    scores.view(windows * heads, -1, stop).baddbmm_(factors, keys.transpose(1, 2))
+    scores.view(-1).index_add_(
+        0, block.places, tables["relations"].index_select(1, block.relation).flatten()
     )
-    scores = (tables["relations"] @ data.relations).view(heads * windows, length, length)
-    scores.baddbmm_(queries.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))
-    scores = scores.view(heads, windows, length, length)
-    key = tables["key_token"][:, data.tokens]
-    key[:, :, 1:] += tables["token_before_key"][:, data.tokens[:, :-1]]
-    scores += key[:, :, None, :]
-    scores += (tables["distance"].flatten(1)[:, data.places] + data.hidden)[:, None]
-    sink = torch.einsum("wqc,hc->hwq", data.marks, tables["sink_class"])
-    scores[..., 0] = sink + tables["sink_token"][:, data.tokens]
+    scores[..., 0] = read.sink[:, :, queries]
     return torch.softmax(scores, dim=-1)
 
 
-def gradients(tables: Tables, data: _Data, target: torch.Tensor, penalty: float) -> Tables:
+def gradients(tables: Tables, data: _Data, penalty: float) -> Tables:
     """Return the gradient of the objective for every table.
 
     The objective is the sum over heads of the mean over rows of the cross-entropy (query 0 left out), plus ``penalty``
     times the sum of squares of all entries.
     """
-    error = predicted_rows(tables, data)
-    error -= target
-    error[:, :, 0] = 0
-    error /= data.rows
-    heads, windows, length, _ = error.shape
-    sink = error[..., 0].clone()
-    error[..., 0] = 0
+    read = _Read(tables, data)
+    windows, heads, length = read.key.shape
     grads = {name: torch.zeros_like(table) for name, table in tables.items()}
-    grads["relations"] = error.view(heads, -1) @ data.relations.T
-    grads["sink_class"] = torch.einsum("hwq,wqc->hc", sink, data.marks)
-    _scatter(grads["sink_token"], data.tokens, sink)
-    key = error.sum(2)
-    _scatter(grads["key_token"], data.tokens, key)
-    _scatter(grads["token_before_key"], data.tokens[:, :-1], key[:, :, 1:])
-    grads["distance"].flatten(1).index_add_(1, data.places.flatten(), error.sum(1).flatten(1))
-    keys = torch.cat(
-        [data.marks.expand(heads, -1, -1, -1), tables["key_factors"][:, data.tokens]], dim=-1
-    )
-    read = error.flatten(0, 1) @ keys.flatten(0, 1)
-    read = read.view(heads, windows, length, -1)
-    grads["class_pair"] = torch.einsum("wqc,hwqd->hcd", data.marks, read[..., : 2 * C])
-    _scatter(grads["query_factors"], data.tokens, read[..., 2 * C :])
-    written = error.flatten(0, 1).transpose(1, 2) @ tables["query_factors"][:, data.tokens].flatten(
-        0, 1
-    )
-    _scatter(grads["key_factors"], data.tokens, written.view(heads, windows, length, -1))
+    sink, key = torch.zeros_like(read.key), torch.zeros_like(read.key)
+    classes = torch.zeros_like(read.classes)
+    query_factors, key_factors = torch.zeros_like(read.queries), torch.zeros_like(read.keys)
+    distance = torch.zeros_like(read.distance)
+    for block in data.blocks:
+        queries, stop = block.queries, block.stop
+        error = predicted_rows(tables, data, read, block).sub_(block.target)
+        sink[:, :, queries] = error[..., 0]
+        error[..., 0] = 0
+        held = error.view(-1).index_select(0, block.places).view(heads, -1)
+        grads["relations"].index_add_(1, block.relation, held)
+        key[:, :, :stop] += error.sum(2)
+        distance[:, queries, :stop] = error.sum(0)
+        rows = error.view(windows, -1, stop)
+        classes[:, :, queries] = (rows @ data.marks[:, :stop]).unflatten(1, (heads, -1))
+        each = error.flatten(0, 1)
+        keys = read.keys[:, :, :stop].flatten(0, 1)
+        query_factors[:, :, queries] = (each @ keys).unflatten(0, (windows, heads))
+        written = each.transpose(1, 2) @ read.queries[:, :, queries].flatten(0, 1)
+        key_factors[:, :, :stop] += written.unflatten(0, (windows, heads))
+    marks = data.marks.flatten(0, 1).T
+    pairs = marks @ _by_position(classes).flatten(1)
+    grads["class_pair"] = pairs.unflatten(1, (heads, -1)).permute(1, 0, 2).contiguous()
+    grads["sink_class"] = marks @ _by_position(sink)
+    grads["distance"].flatten(1).index_add_(1, data.places.flatten(), distance.flatten(1))
+    tokens = data.tokens.flatten()
+    grads["sink_token"].index_add_(0, tokens, _by_position(sink))
+    grads["key_token"].index_add_(0, tokens, _by_position(key))
+    before = data.tokens[:, :-1].flatten()
+    grads["token_before_key"].index_add_(0, before, _by_position(key[:, :, 1:]))
+    grads["query_factors"].index_add_(0, tokens, _by_position(query_factors))
+    grads["key_factors"].index_add_(0, tokens, _by_position(key_factors))
     for name, table in tables.items():
-        grads[name].add_(table, alpha=2 * penalty)
+        grads[name].div_(data.rows).add_(table, alpha=2 * penalty)
     return grads
 
 
-def _scatter(table: torch.Tensor, tokens: torch.Tensor, values: torch.Tensor) -> None:
-    """Add values [H, W, T, ...] to the entries of their tokens in a table [H, V, ...]."""
-    table.index_add_(1, tokens.flatten(), values.flatten(1, 2))
+def _by_position(values: torch.Tensor) -> torch.Tensor:
+    """[W, H, T, ...] to [W * T, H, ...]."""
+    return values.transpose(1, 2).flatten(0, 1)
 
 
-def _forms(tables: Tables, view: TokenView) -> list[Scores]:
-    """Round the tables and drop entries that are practically zero or belong to tokens never seen."""
+def _forms(tables: Tables, seen: np.ndarray) -> list[Scores]:
+    """Round the tables and drop entries that are practically zero."""
     arrays = {name: table.cpu().numpy() for name, table in tables.items()}
-    seen = np.unique(view.tokens)
     return [
         Scores(
-            sink_class=_rounded(arrays["sink_class"][head]),
-            sink_token=_sparse(arrays["sink_token"][head]),
+            sink_class=_rounded(arrays["sink_class"][:, head]),
+            sink_token=_sparse(seen, arrays["sink_token"][:, head]),
             class_pair=tuple(
                 (int(a), int(b), round(float(arrays["class_pair"][head, a, b]), 3))
                 for a, b in np.argwhere(np.abs(arrays["class_pair"][head]) >= 0.02)
             ),
-            key_token=_sparse(arrays["key_token"][head]),
-            token_before_key=_sparse(arrays["token_before_key"][head]),
-            query_factors=_factors(arrays["query_factors"][head], seen),
-            key_factors=_factors(arrays["key_factors"][head], seen),
+            key_token=_sparse(seen, arrays["key_token"][:, head]),
+            token_before_key=_sparse(seen, arrays["token_before_key"][:, head]),
+            query_factors=_factors(seen, arrays["query_factors"][:, head]),
+            key_factors=_factors(seen, arrays["key_factors"][:, head]),
             distance=tuple(_rounded(row) for row in arrays["distance"][head]),
             relations=dict(zip(RELATIONS, _rounded(arrays["relations"][head]), strict=True)),
         )
@@ -259,11 +361,11 @@ def _rounded(values: np.ndarray) -> tuple[float, ...]:
     return tuple(values.astype(np.float64).round(3).tolist())
 
 
-def _sparse(values: np.ndarray) -> tuple[tuple[int, float], ...]:
-    kept = np.flatnonzero(np.abs(values) >= 0.02)
-    return tuple(zip(kept.tolist(), _rounded(values[kept]), strict=True))
+def _sparse(tokens: np.ndarray, values: np.ndarray) -> tuple[tuple[int, float], ...]:
+    kept = np.abs(values) >= 0.02
+    return tuple(zip(tokens[kept].tolist(), _rounded(values[kept]), strict=True))
 
 
-def _factors(values: np.ndarray, seen: np.ndarray) -> tuple[tuple[int, tuple[float, ...]], ...]:
-    loads = values[seen].astype(np.float64).round(2).tolist()
-    return tuple(zip(seen.tolist(), map(tuple, loads), strict=True))
+def _factors(tokens: np.ndarray, values: np.ndarray) -> tuple[tuple[int, tuple[float, ...]], ...]:
+    loads = values.astype(np.float64).round(2).tolist()
+    return tuple(zip(tokens.tolist(), map(tuple, loads), strict=True))

@@ -1,9 +1,10 @@
-"""The explainer `openai`: asks a language model what a head does, and keeps what does best on validation documents.
+"""The explainer `openai`: asks a language model what a unit does, and keeps what does best on validation documents.
 
-For each head so many candidates are asked for, each with one more request if the reply cannot be read or its program
-is not valid. The best is kept and, if wanted, revised once from its failures; then the better of the two is kept. What
-"best" means is in the record (``chosen_by``): "judge" (its AUC on validation pairs), else "program" (their match with
-validation patterns), else "first"; "single" where there was one explanation.
+What is said to the model, and how a program is read, depends on the kind of unit: see `Dialogue`. For each unit so
+many candidates are asked for, each with one more request if the reply cannot be read or its program is not valid.
+The best is kept and, if wanted, revised once from its failures; then the better of the two is kept. What "best"
+means is in the record (``chosen_by``): "judge" (its AUC on validation pairs), else "program" (their match with
+validation data), else "first"; "single" where there was one explanation.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from mechatlas.explain.candidates import (
     Candidate,
@@ -27,7 +28,7 @@ from mechatlas.explain.excerpts import Example
 from mechatlas.explain.llm.requests import Answer, Request, Usage
 from mechatlas.explain.llm.settings import Endpoint
 from mechatlas.explain.notation import parse_parts
-from mechatlas.explain.programs import Program
+from mechatlas.explain.programs import Program, form_key
 from mechatlas.explain.prompts import (
     PROMPT_VERSION,
     Explained,
@@ -39,7 +40,6 @@ from mechatlas.explain.prompts import (
     revision_messages,
 )
 from mechatlas.explain.replies import ReplyError, check_form, read_answer
-from mechatlas.explain.validation import Validation
 from mechatlas.io import UserError
 
 EXPLAINER = "openai"
@@ -69,61 +69,136 @@ class AskSettings:
     revise: bool = False
 
 
+@dataclass(frozen=True)
+class Dialogue:
+    """How a kind of unit is asked about.
+
+    Attributes
+    ----------
+    version : str
+        Prompt version, under which answers are stored.
+    messages : callable
+        (evidence, whether a program is wanted) -> messages.
+    revision : callable
+        (messages, reply, failures) -> messages.
+    schema : callable
+        Whether a program is wanted -> JSON schema of a reply.
+    parse : callable
+        (program as the model wrote it, evidence) -> program or None, and what is wrong with it.
+    forms : callable
+        Names the forms of a program.
+    fit_name : str
+        Field of a record that holds how well the program fits validation documents.
+    nothing : str
+        Why a unit without evidence is not explained.
+    """
+
+    version: str
+    messages: Callable[[Any, bool], list[Message]]
+    revision: Callable[[Sequence[Message], str, Sequence[Example]], list[Message]]
+    schema: Callable[[bool], Mapping[str, Any]]
+    parse: Callable[[Any, Any], tuple[Any, str]]
+    forms: Callable[[Any], list[str]]
+    fit_name: str
+    nothing: str
+
+
+def parse_head_program(data: Any, evidence: Any) -> tuple[Program | None, str]:
+    """Return the program of a head as a model wrote it, or why it is not one."""
+    try:
+        parts = check_form({"program": data}, Parts).program
+        return parse_parts([(part.share, part.form) for part in parts]), ""
+    except (ReplyError, UserError) as error:
+        return None, clean_explanation(str(error))
+
+
+HEADS = Dialogue(
+    version=PROMPT_VERSION,
+    messages=explanation_messages,
+    revision=revision_messages,
+    schema=answer_schema,
+    parse=parse_head_program,
+    forms=lambda program: [form_key(part.form) for part in program.parts],
+    fit_name="validation_iou",
+    nothing="no train event of this head was captured",
+)
+
+
+class Tried(Protocol):
+    """Where programs are tried; `mechatlas.explain.validation.Validation` for heads."""
+
+    def fit(self, key: tuple[int, int], program: Any) -> tuple[float, float]:
+        """Return how well a program fits a unit's validation documents, for the record and for the choice."""
+        ...
+
+    def predict(self, program: Any, examples: Sequence[Example]) -> list[float]:
+        """Return what a program predicts at examples, between 0 and 1."""
+        ...
+
+
 def explain_units(
     cases: Iterable[Case],
     settings: AskSettings,
-    validation: Validation,
+    validation: Tried,
     rate: Rater | None = None,
+    dialogue: Dialogue = HEADS,
 ) -> Iterator[Callable[[Ask], Awaitable[dict[str, Any]]]]:
-    """Yield one work per head for `mechatlas.explain.llm.client.run_units`; its result is an explanation record.
+    """Yield one work per unit for `mechatlas.explain.llm.client.run_units`; its result is an explanation record.
 
     Parameters
     ----------
     cases : iterable of Case
         Consumed as works are.
     settings : AskSettings
-    validation : Validation
+    validation : Tried
         Where programs are tried.
     rate : Rater, optional
         The judge by which candidates are compared.
+    dialogue : Dialogue
+        How the units are asked about.
     """
     for case in cases:
-        yield _Work(case, settings, validation, rate)
+        yield _Work(case, settings, validation, rate, dialogue)
 
 
-def first_requests(cases: Iterable[Case], settings: AskSettings) -> Iterator[Request]:
-    """Yield the requests that explaining begins with: one per head and candidate.
+def first_requests(
+    cases: Iterable[Case], settings: AskSettings, dialogue: Dialogue = HEADS
+) -> Iterator[Request]:
+    """Yield the requests that explaining begins with: one per unit and candidate.
 
     Not among them is what depends on answers: one more request for each reply that cannot be used, the revision of
-    each head (``settings.revise``), and the judge's requests that compare candidates and revisions.
+    each unit (``settings.revise``), and the judge's requests that compare candidates and revisions.
     """
     for case in cases:
         if case.evidence.active:
-            messages = explanation_messages(case.evidence, settings.program)
+            messages = dialogue.messages(case.evidence, settings.program)
             for sample in range(settings.candidates):
-                yield _request(settings, messages, sample)
+                yield _request(settings, dialogue, messages, sample)
 
 
-def _request(settings: AskSettings, messages: Sequence[Message], sample: int) -> Request:
-    schema = answer_schema(settings.program)
-    return Request(settings.endpoint, tuple(messages), schema, PROMPT_VERSION, sample=sample)
+def _request(
+    settings: AskSettings, dialogue: Dialogue, messages: Sequence[Message], sample: int
+) -> Request:
+    schema = dialogue.schema(settings.program)
+    return Request(settings.endpoint, tuple(messages), schema, dialogue.version, sample=sample)
 
 
 @dataclass(frozen=True)
 class _Work:
-    """The explanation of one head."""
+    """The explanation of one unit."""
 
     case: Case
     settings: AskSettings
-    validation: Validation
+    validation: Tried
     rate: Rater | None
+    dialogue: Dialogue
 
     async def __call__(self, ask: Ask) -> dict[str, Any]:
         evidence = self.case.evidence
         if not evidence.active:
-            nothing = Candidate("", reason="no train event of this head was captured")
+            nothing = Candidate("", reason=self.dialogue.nothing)
             return self._record([nothing], 0, Usage())
-        messages = explanation_messages(evidence, self.settings.program)
+        messages = self.dialogue.messages(evidence, self.settings.program)
         samples = range(self.settings.candidates)
         candidates = list(await asyncio.gather(*(self._ask(ask, messages, i) for i in samples)))
         if len(candidates) > 1:
@@ -132,7 +207,7 @@ class _Work:
         if self.settings.revise and candidates[best].text:
             failures, extra = await self._failures(ask, candidates[best])
             if failures:
-                asked = revision_messages(messages, candidates[best].reply, failures)
+                asked = self.dialogue.revision(messages, candidates[best].reply, failures)
                 revised = await self._ask(ask, asked, 0)
                 candidates = [await self._rated(ask, c) for c in [*candidates, revised]]
                 best = best_of(candidates)
@@ -140,18 +215,17 @@ class _Work:
 
     async def _ask(self, ask: Ask, messages: Sequence[Message], sample: int) -> Candidate:
         """Ask, and ask once more if the reply or its program cannot be used."""
-        first, retry = self._read(await ask(_request(self.settings, messages, sample)))
+        first, retry = self._read(await ask(self._request(messages, sample)))
         problem = first.reason or first.program_error
         if problem and retry:
             again = retry_messages(messages, first.reply, problem)
-            second, _ = self._read(await ask(_request(self.settings, again, sample)))
+            second, _ = self._read(await ask(self._request(again, sample)))
             # A text whose program is wrong is better than no text.
             kept = first if first.text and second.program is None else second
             first = replace(kept, usage=first.usage + second.usage)
         if first.program is None:
             return first
-        head = (self.case.evidence.layer, self.case.evidence.head)
-        iou, match = self.validation.fit(head, first.program)
+        iou, match = self.validation.fit(self.case.evidence.key, first.program)
         return replace(first, iou=iou, match=match)
 
     def _read(self, answer: Answer) -> tuple[Candidate, bool]:
@@ -167,15 +241,14 @@ class _Work:
         program, problem = self._program(reply.program)
         return Candidate(text, "", program, problem, answer.text, answer.usage), True
 
-    def _program(self, data: Any) -> tuple[Program | None, str]:
+    def _request(self, messages: Sequence[Message], sample: int) -> Request:
+        return _request(self.settings, self.dialogue, messages, sample)
+
+    def _program(self, data: Any) -> tuple[Any, str]:
         """Return the program of a reply, or why it is not one; neither if there is none."""
         if data is None or not self.settings.program:
             return None, ""
-        try:
-            parts = check_form({"program": data}, Parts).program
-            return parse_parts([(part.share, part.form) for part in parts]), ""
-        except (ReplyError, UserError) as error:
-            return None, clean_explanation(str(error))
+        return self.dialogue.parse(data, self.case.evidence)
 
     async def _rated(self, ask: Ask, candidate: Candidate) -> Candidate:
         """Have the judge say how well a candidate tells the validation pairs apart."""
@@ -202,16 +275,16 @@ class _Work:
         evidence, kept = self.case.evidence, candidates[best]
         usage = sum((candidate.usage for candidate in candidates), extra)
         return {
-            **{"unit": evidence.unit, "layer": evidence.layer, "head": evidence.head},
+            **evidence.named,
             **{"explainer": EXPLAINER, "control": "none", "text": kept.text},
             "kind": "rules" if kept.program is not None else "text",
-            "validation_iou": rounded(kept.iou),
-            "candidates": [candidate.facts() for candidate in candidates],
+            self.dialogue.fit_name: rounded(kept.iou),
+            "candidates": [candidate.facts(self.dialogue.forms) for candidate in candidates],
             "program": None if kept.program is None else kept.program.to_json(),
             **{"status": "explained" if kept.text else "unexplained", "reason": kept.reason},
             "program_error": kept.program_error,
             "chosen_by": criterion(candidates) if len(candidates) > 1 else "single",
-            **{"model": self.settings.endpoint.model, "prompt_version": PROMPT_VERSION},
+            **{"model": self.settings.endpoint.model, "prompt_version": self.dialogue.version},
             **{name: getattr(usage, name) for name in USAGE},
         }
 

@@ -93,7 +93,10 @@ class Program(BaseModel):
         windows, length = view.shape
         pattern = np.zeros((windows, length, length), dtype=np.float32)
         for part in self.parts:
-            pattern += np.float32(part.share) * normalise(part.form.affinity(view))
+            affinity = part.form.affinity(view)
+            # Rows of score tables sum to 1 already.
+            rows = affinity if isinstance(part.form, Scores) else normalise(affinity)
+            pattern += np.float32(part.share) * rows
         pattern[:, :, 0] += np.maximum(0, 1 - pattern.sum(-1))
         return pattern
 
@@ -123,7 +126,7 @@ def parse_program(data: Any) -> Program:
 def normalise(affinity: np.ndarray) -> np.ndarray:
     """Divide rows by their sums; rows without affinity stay zero (float32 [..., T])."""
     total = affinity.sum(-1, keepdims=True)
-    return np.divide(affinity, total, out=np.zeros_like(affinity), where=total > 0)
+    return affinity / np.where(total > 0, total, 1)
 
 
 def form_key(form: Form) -> str:

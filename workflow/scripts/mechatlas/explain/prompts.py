@@ -93,9 +93,9 @@ def answer_schema(program: bool) -> Mapping[str, Any]:
     """Return the JSON schema of a reply, in the subset that strict structured outputs allow."""
     properties: dict[str, Any] = {"notes": {"type": "string"}, "text": {"type": "string"}}
     if program:
-        part = _object({"share": {"type": "number"}, "form": {"type": "string"}})
+        part = object_schema({"share": {"type": "number"}, "form": {"type": "string"}})
         properties["program"] = {"anyOf": [{"type": "array", "items": part}, {"type": "null"}]}
-    return _object(properties)
+    return object_schema(properties)
 
 
 def retry_messages(messages: Sequence[Message], reply: str, reason: str) -> list[Message]:
@@ -111,7 +111,7 @@ def retry_messages(messages: Sequence[Message], reply: str, reason: str) -> list
         What is wrong with it.
     """
     asked = f"This could not be used: {reason}. Answer again with the whole JSON object and nothing else."
-    return [*messages, *_turn(reply, asked)]
+    return [*messages, *turn(reply, asked)]
 
 
 def revision_messages(
@@ -134,10 +134,11 @@ def revision_messages(
         f"{data_block(map(_line, failures))}\n"
         "Find a rule that holds for all pairs, or keep yours if they are exceptions. Answer with the whole JSON object."
     )
-    return [*messages, *_turn(reply, asked)]
+    return [*messages, *turn(reply, asked)]
 
 
-def _turn(reply: str, asked: str) -> list[Message]:
+def turn(reply: str, asked: str) -> list[Message]:
+    """Return a model's reply and what is asked next."""
     # What a model wrote may hold half of a surrogate pair, which no request can carry.
     said = reply[:4000].encode("utf-8", "replace").decode("utf-8")
     # Some endpoints refuse a message without content.
@@ -156,7 +157,8 @@ def _percent(share: float) -> int:
     return round(100 * share)
 
 
-def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
+def object_schema(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON schema of an object that has exactly these properties."""
     return {
         "type": "object",
         "properties": dict(properties),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mechatlas.explain.programs import Program
-from mechatlas.explain.scores_form import RELATIONS, Scores
+from mechatlas.explain.scores_form import RELATIONS, Scores, relation_places
 from mechatlas.explain.vocabulary import CLASSES, TokenView
 
 # Names of relations as they read after "to".
@@ -36,8 +36,9 @@ def render(program: Program, view: TokenView) -> str:
 
 def _render_scores(prediction: np.ndarray, view: TokenView, flows: int = 3) -> str:
     """Summarise a predicted pattern by the relation that holds most of it, else by its largest flows."""
-    attention = prediction[:, 1:].copy()
-    sink = float(attention[:, :, 0].mean())
+    attention = prediction.copy()
+    attention[:, 0] = 0
+    sink = float(attention[:, 1:, 0].mean())
     attention[:, :, 0] = 0
     total = float(attention.sum())
     if sink > 0.99 or total == 0:
@@ -59,22 +60,17 @@ def _render_scores(prediction: np.ndarray, view: TokenView, flows: int = 3) -> s
 def _flows(attention: np.ndarray, view: TokenView, count: int) -> list[str]:
     """The largest flows from a class of queries to what they look at, with their share of the attention off BOS."""
     total = float(attention.sum())
-    by_class = _mass_by_query_class(attention, view)
+    by_class = np.bincount(view.classes.ravel(), attention.sum(-1).ravel(), minlength=len(CLASSES))
     phrases = []
     for query_class in np.argsort(-by_class, kind="stable")[:count]:
         share = by_class[query_class] / total
         if phrases and share < 0.08:
             break
-        rows = attention * (view.classes[:, 1:] == query_class)[:, :, None]
+        rows = attention * (view.classes == query_class)[:, :, None]
         main = _relations(rows, view, least=0.5, lift=1.0)
         target = main[0][0] if main else _key_classes(rows, view)
         phrases.append(f"from {_class_words(query_class)} to {target} ({_percent(share)})")
     return phrases
-
-
-def _mass_by_query_class(attention: np.ndarray, view: TokenView) -> np.ndarray:
-    mass = attention.sum(-1).ravel()
-    return np.bincount(view.classes[:, 1:].ravel(), mass, minlength=len(CLASSES))
 
 
 def _relations(
@@ -84,23 +80,27 @@ def _relations(
 
     Each holds at least ``least`` of the mass, and at least ``lift`` times what the share of the keys that it marks
     would give it. A relation that marks many keys holds much of any attention, so they are ordered by the mass beyond
-    that share; one that marks nearly the same places as a better one is left out.
+    that share; one that marks nearly the same places as a better one is left out. ``rows`` [W, T, T] are zero for
+    queries that do not count, query 0 among them, and for BOS.
     """
     total = float(rows.sum())
     busy = rows.sum(-1) > 0
-    keys = float((np.arange(rows.shape[1]) + 1)[None].repeat(len(rows), 0)[busy].sum())
+    keys = float(np.broadcast_to(np.arange(rows.shape[1]), busy.shape)[busy].sum())
+    flat, length = rows.ravel(), rows.shape[-1]
     found: list[tuple[float, str, float, np.ndarray]] = []
-    for name, form in RELATIONS.items():
-        marks = view.memo(name, form.affinity)[:, 1:] > 0
-        mass = float(rows[marks].sum()) / total
-        expected = float(marks[busy].sum()) / max(keys, 1.0)
+    for name, places in zip(RELATIONS, relation_places(view), strict=True):
+        mass = float(flat[places].sum()) / total
+        expected = float(busy.ravel()[places // length].sum()) / max(keys, 1.0)
         if mass >= max(least, lift * expected) and mass > expected:
-            found.append((mass - expected, _RELATION_WORDS[name], mass, marks))
+            found.append((mass - expected, _RELATION_WORDS[name], mass, places))
     kept: list[tuple[str, float, np.ndarray]] = []
-    for _, words, mass, marks in sorted(found, key=lambda item: -item[0]):
-        both = [float(rows[marks & other].sum()) / total for *_, other in kept]
+    for _, words, mass, places in sorted(found, key=lambda item: -item[0]):
+        both = [
+            float(flat[np.intersect1d(places, other, assume_unique=True)].sum()) / total
+            for *_, other in kept
+        ]
         if all(shared < 0.5 * mass for shared in both):
-            kept.append((words, mass, marks))
+            kept.append((words, mass, places))
     return [(words, mass) for words, mass, _ in kept]
 
 
@@ -115,13 +115,18 @@ def _key_classes(rows: np.ndarray, view: TokenView) -> str:
 
 
 def _strongest_pair(attention: np.ndarray, view: TokenView) -> str:
-    size = len(view.vocabulary)
-    codes = view.tokens[:, 1:, None] * size + view.tokens[:, None, :]
-    unique, inverse = np.unique(codes, return_inverse=True)
-    mass = np.bincount(inverse.ravel(), attention.ravel())
-    code = int(unique[mass.argmax()])
+    unique, inverse = view.memo("token pairs", _token_pairs)
+    mass = np.bincount(inverse, attention[:, 1:].ravel())
+    code, size = int(unique[mass.argmax()]), len(view.vocabulary)
     show = view.vocabulary.show
     return f"{show(code // size)} to {show(code % size)}"
+
+
+def _token_pairs(view: TokenView) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs of a query's and a key's token as numbers, each once, and which of them each entry [W, T - 1, T] is."""
+    codes = view.tokens[:, 1:, None] * len(view.vocabulary) + view.tokens[:, None, :]
+    unique, inverse = np.unique(codes, return_inverse=True)
+    return unique, inverse.ravel()
 
 
 def _class_words(index: int) -> str:

@@ -15,6 +15,7 @@ only: what they cannot predict, the head does for another reason.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -73,9 +74,13 @@ def position_octaves(length: int) -> np.ndarray:
     return np.floor(np.log2(np.maximum(np.arange(length), 1))).astype(np.int64)
 
 
-def relation_arrays(view: TokenView) -> np.ndarray:
-    """Stack the relations of a view: float32 [R, W, T, T]."""
-    return np.stack([view.memo(name, form.affinity) for name, form in RELATIONS.items()])
+def relation_places(view: TokenView) -> list[np.ndarray]:
+    """Return where each relation of a view holds: for each int64 [n], places in the flattened array [W, T, T]."""
+    return [view.memo(f"where {name}", partial(_places, form)) for name, form in RELATIONS.items()]
+
+
+def _places(form: Form, view: TokenView) -> np.ndarray:
+    return np.flatnonzero(form.affinity(view))
 
 
 def class_marks(view: TokenView) -> np.ndarray:
@@ -144,12 +149,13 @@ class Scores(Form):
         queries = view.memo("class marks", class_marks)
         result = queries @ pairs @ queries.transpose(0, 2, 1)
         result += self._token_scores(view) + self._distance_scores(length)
-        for name, value in self.relations.items():
-            if value:
-                result += np.float32(value) * view.memo(name, RELATIONS[name].affinity)
+        flat = result.ravel()
+        for name, places in zip(RELATIONS, relation_places(view), strict=True):
+            # Each place is marked once by a relation, so that adding by index adds to all.
+            flat[places] += np.float32(self.relations.get(name, 0))
         result[:, :, 0] = queries @ np.asarray(self.sink_class, dtype=np.float32)
         result[:, :, 0] += _table(self.sink_token, len(view.vocabulary))[view.tokens]
-        result[:, ~np.tril(np.ones((length, length), dtype=bool))] = -np.inf
+        result += np.where(np.tri(length, dtype=bool), np.float32(0), np.float32(-np.inf))
         return result
 
     def _token_scores(self, view: TokenView) -> np.ndarray:

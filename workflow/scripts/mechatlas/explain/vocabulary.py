@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 
 from mechatlas.corpus import lexicon
+
+Value = TypeVar("Value")
 
 OPENERS = {"(": "round", "[": "square", "{": "curly", "<": "angle", "“": "double", "«": "guillemet"}
 CLOSERS = {")": "round", "]": "square", "}": "curly", ">": "angle", "”": "double", "»": "guillemet"}
@@ -194,13 +197,19 @@ class TokenView:
     def __init__(self, tokens: np.ndarray, vocabulary: Vocabulary) -> None:
         self.tokens = np.asarray(tokens, dtype=np.int64)
         self.vocabulary = vocabulary
-        self._memo: dict[str, np.ndarray] = {}
+        self._memo: dict[str, Any] = {}
 
-    def memo(self, name: str, compute: Callable[[TokenView], np.ndarray]) -> np.ndarray:
+    def memo(self, name: str, compute: Callable[[TokenView], Value]) -> Value:
         """Return ``compute(self)``, computed once per name; many programs share a view."""
         if name not in self._memo:
             self._memo[name] = compute(self)
         return self._memo[name]
+
+    def first(self, windows: int) -> TokenView:
+        """Return the view of the first windows, the same one for all who ask."""
+        return self.memo(
+            f"first {windows}", lambda view: TokenView(view.tokens[:windows], view.vocabulary)
+        )
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -32,6 +32,8 @@ pre { overflow-x: auto; padding: .7rem; background: var(--panel); border-radius:
 .mx-figure { margin: 1rem 0; }
 .mx-figure img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 6px; padding: 4px; }
 .mx-figure figcaption { color: var(--soft); font-size: .86rem; max-width: 48rem; margin-top: .3rem; }
+.mx-row { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 0 1.6rem; }
+.mx-row > .mx-figure { flex: 0 1 auto; max-width: 40rem; }
 .mx-cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(11.5rem, 1fr)); gap: .7rem; margin: 1rem 0; }
 .mx-card { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: .7rem .9rem; }
 .mx-card b { display: block; font-size: 1.45rem; line-height: 1.25; }
@@ -52,8 +54,8 @@ for (const table of document.querySelectorAll("table.mx-sort")) {
   const heads = [...table.tHead.rows[0].cells];
   const key = (row, at) => {
     const text = row.cells[at].textContent.trim();
-    const unit = text.match(/^L(\d+)\.H(\d+)/);
-    if (unit) return 1e5 * Number(unit[1]) + Number(unit[2]);
+    const unit = text.match(/^L(\d+)\.(?:H|\w+\.F)(\d+)/);
+    if (unit) return 1e8 * Number(unit[1]) + Number(unit[2]);
     const value = parseFloat(text.replace("−", "-"));
     return Number.isNaN(value) ? text : value;
   };

@@ -41,6 +41,7 @@ def frontier(points: pd.DataFrame) -> Figure:
             )  # fmt: skip
     axes.set_xlabel("active latents per token (L0)")
     axes.set_ylabel("fraction of variance unexplained")
+    axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     handles = [
         *(

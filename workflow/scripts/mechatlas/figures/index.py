@@ -12,7 +12,12 @@ from mechatlas.figures.reference import HAYES_2026
 from mechatlas.figures.results import at_share
 from mechatlas.figures.words import percent
 
-TITLE = "mechatlas: explained attention heads"
+TITLE = "mechatlas: heads, circuits, latents"
+CIRCUITS = (
+    "A circuit is the heads and MLPs that do a task without the rest of the model. Its score is measured on held-out "
+    "prompts, in percent of the whole model's, and stands beside that of random circuits with as many heads in every "
+    "layer; p is the share of circuits, this one included, that do at least as well."
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,43 @@ class Entry:
     headlines: Mapping[str, Any]
 
 
-def index_page(entries: Sequence[Entry], facts: Mapping[str, Any]) -> str:
+@dataclass(frozen=True)
+class LatentEntry:
+    """One row of the table of dictionaries: as `Entry`, with headline.json of latents."""
+
+    model: str
+    source: str
+    dictionary: str
+    links: Mapping[str, str]
+    headlines: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class CircuitEntry:
+    """One row of the circuits in the index.
+
+    Attributes
+    ----------
+    model, task : str
+    page : str
+        Path of the model's page of circuits, relative to the index.
+    circuit : mapping
+        nodes/circuit.json.
+    """
+
+    model: str
+    task: str
+    page: str
+    circuit: Mapping[str, Any]
+
+
+def index_page(
+    entries: Sequence[Entry],
+    facts: Mapping[str, Any],
+    *,
+    circuits: Sequence[CircuitEntry] = (),
+    latents: Sequence[LatentEntry] = (),
+) -> str:
     """Return the index as one self-contained page."""
     columns = [
         "model", "source", "explainer", "heads scored", "mean IoU", "beat every control",
@@ -52,7 +93,7 @@ def index_page(entries: Sequence[Entry], facts: Mapping[str, Any]) -> str:
         "attention, from 0 to 1, with its interval. A head beats every control if its IoU without the sink is above "
         "that of explanations that should fail. The last number says how much worse the model predicts "
         "text when a quarter of its heads run on their programs.</p>"
-        f"{table(columns, rows).text}</main>"
+        f"{table(columns, rows).text}{_circuits(circuits)}{_latents(latents)}</main>"
     )
     return page(TITLE, body, facts=facts)
 
@@ -61,9 +102,6 @@ def _row(entry: Entry, explainer: str) -> list[Any]:
     headline = entry.headlines[explainer]
     iou, beats = headline["means"].get("iou", {}), headline["beats"]
     replaced = at_share(headline, "best")
-    links = " · ".join(
-        f"<a href='{quote(path)}'>{escape(words)}</a>" for words, path in entry.links.items()
-    )
     return [
         entry.model,
         entry.source,
@@ -74,7 +112,71 @@ def _row(entry: Entry, explainer: str) -> list[Any]:
         if beats["of"]
         else number(None),
         _change(replaced),
-        Html(links),
+        _links(entry.links),
+    ]
+
+
+def _latents(entries: Sequence[LatentEntry]) -> str:
+    """Return the section about latents, empty if there are none."""
+    if not entries:
+        return ""
+    columns = [
+        *("model", "source", "dictionary", "explainer", "latents scored", "mean correlation"),
+        *("beat every control", "loss recovered", "steering AUC", "pages and files"),
+    ]
+    rows = [_latent_row(entry, name) for entry in entries for name in entry.headlines["explainers"]]
+    return (
+        "<h2>Latents of dictionaries</h2>"
+        "<p>The most important latents of each layer are explained likewise. Correlation: of predicted and true "
+        "activation on all tokens of test documents. Steering AUC: how often steering by a latent promotes a token "
+        "that follows where its explanation says it is active more than one that follows anywhere; 0.5 is chance.</p>"
+        f"{table(columns, rows).text}"
+    )
+
+
+def _latent_row(entry: LatentEntry, explainer: str) -> list[Any]:
+    headline = entry.headlines["explainers"][explainer]
+    means, beats = headline["means"], headline["beats"]
+    main = means.get("correlation", {})
+    return [
+        *(entry.model, entry.source, entry.dictionary, explainer),
+        f"{headline['scored']} of {headline['latents']}",
+        with_interval(main.get("value"), main.get("low"), main.get("high")),
+        f"{percent(beats['count'] / beats['of'])} of {beats['of']}"
+        if beats["of"]
+        else number(None),
+        percent(means["loss_recovered"]["value"]) if "loss_recovered" in means else number(None),
+        number(means.get("steering_auc", {}).get("value")),
+        _links(entry.links),
+    ]
+
+
+def _links(links: Mapping[str, str]) -> Html:
+    return Html(" · ".join(f"<a href='{quote(path)}'>{escape(w)}</a>" for w, path in links.items()))
+
+
+def _circuits(entries: Sequence[CircuitEntry]) -> str:
+    """Return the section about circuits, empty without any."""
+    if not entries:
+        return ""
+    columns = ["model", "task", "heads", "MLPs", "held-out score", "random: mean, best, p", "page"]
+    rows = table(columns, [_circuit_row(entry) for entry in entries])
+    return f"<h2>Circuits</h2><p>{escape(CIRCUITS)}</p>{rows.text}"
+
+
+def _circuit_row(entry: CircuitEntry) -> list[Any]:
+    circuit = entry.circuit
+    held = circuit["faithfulness"]["held_out"]
+    control = circuit["controls"].get("layer") or {}
+    random = [number(control.get(key), 1) for key in ("mean", "max")]
+    return [
+        entry.model,
+        entry.task,
+        f"{len(circuit['heads'])} of {circuit['n_layers'] * circuit['n_heads']}",
+        f"{len(circuit['mlps'])} of {circuit['n_layers']}",
+        with_interval(held["percent"], held["percent_low"], held["percent_high"], 1),
+        ", ".join([*random, number(control.get("p"), 3)]),
+        Html(f"<a href='{quote(entry.page)}'>circuits</a>"),
     ]
 
 

@@ -31,10 +31,13 @@ METRICS: dict[tuple[str, str], str] = {
     ("pair_auc", "auc_negative_same_token"): "pair AUC, same token",
     ("pair_auc", "auc_negative_same_window"): "pair AUC, same window",
     ("simulation", "correlation"): "simulation, correlation",
+    ("simulation", "correlation_random_only"): "simulation, correlation, random only",
     ("simulation", "top1"): "simulation, top-1",
     ("intruder", "accuracy"): "intruder, accuracy",
+    ("firing", "precision"): "precision at the true rate",
+    ("firing", "recall"): "recall at the true rate",
 }
-SCORERS = ("detection", "fuzzing", "pair_auc", "simulation", "intruder")
+SCORERS = ("detection", "fuzzing", "pair_auc", "simulation", "intruder", "firing")
 EXPLAINER_COLOURS = (BLUE, ORANGE, GREEN)
 #: Up to this many units an axis names them.
 NAMED = 80

@@ -12,7 +12,15 @@ from pathlib import Path
 from mechatlas.io.digest import PACKAGE, normalised
 
 # How files are read, written and logged cannot change a result; how seeds are derived can.
-NEUTRAL = ("io", "job.py", "config.py", "config_files.py", "machine.py", "__init__.py")
+NEUTRAL = (
+    "io",
+    "job.py",
+    "config.py",
+    "config_circuits.py",
+    "config_files.py",
+    "machine.py",
+    "__init__.py",
+)
 ALWAYS = ("io/seeds.py",)
 
 

@@ -96,6 +96,11 @@ def read_config(folder: str | Path) -> ModelConfig:
     raw = read_json(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path} is not a JSON object; save the model again with save_pretrained")
+    if "ctx_window" in raw and "model_type" not in raw:
+        raise UserError(
+            f"{path} is that of a Transformer Debugger folder, which mechatlas.models.context.load reads but the "
+            "workflow does not; give it the same model in Hugging Face format"
+        )
     readers = {"gpt2": _gpt2, "llama": _llama}
     kind = raw.get("model_type")
     if kind not in readers:

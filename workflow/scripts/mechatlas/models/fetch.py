@@ -27,11 +27,7 @@ def fetch_model(hub: str, revision: str, folder: str | Path) -> None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    if not re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise UserError(
-            f"models: revision {revision!r} of {hub} is not a full commit hash; copy the 40 digits from the "
-            "repository's history, so that the model cannot change"
-        )
+    check_revision(hub, revision)
     logger.info("downloading %s at %s", hub, revision)
     with atomic_path(folder, folder=True) as temporary:
         try:
@@ -52,3 +48,12 @@ def fetch_model(hub: str, revision: str, folder: str | Path) -> None:
             raise UserError(
                 f"models: {hub} at {revision} holds no safetensors weights; choose another revision"
             )
+
+
+def check_revision(hub: str, revision: str) -> None:
+    """Raise `UserError` if a revision is not a full commit hash."""
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise UserError(
+            f"models: revision {revision!r} of {hub} is not a full commit hash; copy the 40 digits from the "
+            "repository's history, so that the model cannot change"
+        )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mechatlas.io import UserError, write_text
 from mechatlas.io.download import download
-from mechatlas.models.fetch import fetch_model
+from mechatlas.models.fetch import check_revision, fetch_model
 from mechatlas.models.tdb import PIECES, checksums, piece_names, read_layers
 
 logger = logging.getLogger("mechatlas")
@@ -142,7 +142,8 @@ def _from_hub(name: str, revision: str | None) -> Path:
             f"{name} is no folder and no embedded model ({', '.join(embedded_models())}); if it is a Hugging Face "
             "repository, give the 40 digits of a commit as revision, so that the model cannot change"
         )
-    folder = cache_folder() / "models" / f"hub-{name.replace('/', '--')}-{revision[:40]}"
+    check_revision(name, revision)  # before it becomes part of a path
+    folder = cache_folder() / "models" / f"hub-{name.replace('/', '--')}-{revision}"
     with _locked(folder.parent / f".lock-{folder.name}"):
         if not folder.is_dir():
             fetch_model(name, revision, folder)

@@ -6,8 +6,8 @@ containers only; whatever else a file asks for is refused here, unread.
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mechatlas.io import UserError
 
-PROBLEMS = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError)  # fmt: skip
+PROBLEMS = (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError)  # fmt: skip
 
 
 def read_torch(path: str | Path) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import pandas as pd
 from mechatlas.explain.records import Head, Predictor, Variant
 from mechatlas.explain.vocabulary import TokenView, Vocabulary
 from mechatlas.io import progress
-from mechatlas.score.patterns import SUMS, active_counts, pattern_sums
+from mechatlas.score.patterns import SUMS, Truth
 
 Variants = Mapping[Variant, Mapping[Head, Predictor]]
 #: Windows predicted at once are bounded by this many attention entries (float32).
@@ -53,28 +53,41 @@ def score_patterns(
     view = TokenView(np.stack(windows["tokens"].to_list()), vocabulary)
     documents, inverse = np.unique(windows["doc"].to_numpy().astype(str), return_inverse=True)
     rows = []
-    for head in range(patterns.shape[1]):
-        for (explainer, control), programs in variants.items():
-            if (layer, head) not in programs:
-                continue
-            predicted = programs[(layer, head)].predict(view)
-            sums = _by_document(pattern_sums(predicted, patterns[:, head]), inverse)
-            counts = _by_document(
-                active_counts(predicted, patterns[:, head], active_attention), inverse
-            )
-            rows += [
-                {
-                    "layer": layer,
-                    "head": head,
-                    "explainer": explainer,
-                    "control": control,
-                    "doc": doc,
-                }
+    truths = [Truth(patterns[:, head]) for head in range(patterns.shape[1])]
+    scored: dict[tuple[int, Variant], list[dict[str, Any]]] = {}
+    for predicted, wanted in _predictions(layer, range(patterns.shape[1]), variants, view):
+        for head, variant in wanted:
+            sums = _by_document(truths[head].sums(predicted), inverse)
+            counts = _by_document(truths[head].active_counts(predicted, active_attention), inverse)
+            names = dict(zip(COLUMNS, (layer, head, *variant), strict=False))
+            scored[head, variant] = [
+                names
+                | {"doc": doc}
                 | dict(zip(SUMS, sums[d].tolist(), strict=True))
                 | {"active": counts[d, 0].astype(np.int32), "other": counts[d, 1].astype(np.int32)}
                 for d, doc in enumerate(documents)
             ]
+    for head in range(patterns.shape[1]):
+        for variant in variants:
+            rows += scored.get((head, variant), [])
     return rows
+
+
+def _predictions(
+    layer: int, heads: Iterable[int], variants: Variants, view: TokenView
+) -> Iterator[tuple[np.ndarray, list[tuple[int, Variant]]]]:
+    """Yield what each predictor of a layer predicts, once, with the (head, variant) that want it.
+
+    A program is that of one head and, swapped, that of another.
+    """
+    wanted: dict[int, tuple[Predictor, list[tuple[int, Variant]]]] = {}
+    for head in heads:
+        for variant, programs in variants.items():
+            if (layer, head) in programs:
+                program = programs[(layer, head)]
+                wanted.setdefault(id(program), (program, []))[1].append((head, variant))
+    for program, takers in wanted.values():
+        yield program.predict(view), takers
 
 
 def _by_document(values: np.ndarray, inverse: np.ndarray) -> np.ndarray:
@@ -112,17 +125,23 @@ def predict_events(
     size = max(1, ENTRIES_PER_BATCH // length**2)
     batches = [window_ids[i : i + size] for i in range(0, len(window_ids), size)]
     place = np.arange(len(events))
-    keys = ["layer", "head"]
     for batch in progress(batches, desc="predict events", unit="batch"):
         view = TokenView(tokens(batch), vocabulary)
         inside = events["window"].isin(batch).to_numpy()
-        for (layer, head), group in events[inside].assign(place=place[inside]).groupby(keys):
-            row = np.searchsorted(batch, group["window"].to_numpy())
-            at = (row, group["query"].to_numpy(), group["key"].to_numpy())
-            for variant, programs in variants.items():
-                if (layer, head) in programs:
-                    predicted = programs[(layer, head)].predict(view)
-                    predictions[variant][group["place"].to_numpy()] = predicted[at]
+        for layer, of_layer in events[inside].assign(place=place[inside]).groupby("layer"):
+            at = {
+                head: (
+                    group["place"].to_numpy(),
+                    np.searchsorted(batch, group["window"].to_numpy()),
+                    group["query"].to_numpy(),
+                    group["key"].to_numpy(),
+                )
+                for head, group in of_layer.groupby("head")
+            }
+            for predicted, wanted in _predictions(layer, at, variants, view):
+                for head, variant in wanted:
+                    rows, *entry = at[head]
+                    predictions[variant][rows] = predicted[tuple(entry)]
     frames = [
         events.assign(explainer=explainer, control=control, prediction=values)
         for (explainer, control), values in predictions.items()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mechatlas.stats.ranking import BINS, average_precision, score_bins
+from mechatlas.stats.ranking import BINS, score_bins
 
 SUMS = (
     "rows",
@@ -38,6 +38,113 @@ SUMS = (
 INDEX = {name: i for i, name in enumerate(SUMS)}
 
 
+Entries = tuple[np.ndarray, np.ndarray]
+
+
+class Truth:
+    """The true pattern of a head, prepared for comparison with many predictions.
+
+    Only causal entries are compared: those off BOS row after row, [W, N], and those on BOS, [W, T-1].
+
+    Parameters
+    ----------
+    pattern : float32 [W, T, T]
+        Rows sum to 1.
+    """
+
+    def __init__(self, pattern: np.ndarray) -> None:
+        length = pattern.shape[-1]
+        self.rows = length - 1
+        causal = np.tri(length, dtype=bool)[1:]
+        causal[:, 0] = False
+        self.places = np.flatnonzero(causal)
+        # Query q has q keys off BOS; query 0 is left out.
+        self.starts = np.cumsum(np.arange(length - 1))
+        self.entries = self._entries(pattern)
+        t = _wide(self.entries)
+        self.log = self._by_row(_each(_times_log, t))
+        self.top = [_top(pattern[:, 1:, keys])[0] for keys in KEYS]
+        self.y, self.yy = _totals(t), _totals(_each(np.square, t))
+
+    def sums(self, predicted: np.ndarray) -> np.ndarray:
+        """Compare a predicted pattern, float32 [W, T, T], window by window: see `pattern_sums`."""
+        p, t = _wide(self._entries(predicted)), _wide(self.entries)
+        minimum = _totals(_each(np.minimum, p, t))
+        moments = {
+            **{"x": _totals(p), "xx": _totals(_each(np.square, p))},
+            **{"y": self.y, "yy": self.yy, "xy": _totals(_each(np.multiply, p, t))},
+        }
+        out = np.zeros((len(predicted), len(SUMS)))
+
+        def put(name: str, value: np.ndarray | float) -> None:
+            out[:, INDEX[name]] = value
+
+        put("rows", self.rows)
+        put("js", self._js_distance(p, t).sum(-1))
+        for sink, suffix in enumerate(SUFFIXES):
+            put("minimum" + suffix, minimum[sink])
+            put("maximum" + suffix, moments["x"][sink] + self.y[sink] - minimum[sink])
+            top, largest = _top(predicted[:, 1:, KEYS[sink]])
+            # A row predicted to hold nothing but the sink names no key.
+            put("top1" + suffix, ((top == self.top[sink]) & (largest > 0)).sum(-1))
+            put("entries" + suffix, len(self.places) + self.rows * (1 - sink))
+            for name, values in moments.items():
+                put(name + suffix, values[sink])
+        return out
+
+    def active_counts(self, predicted: np.ndarray, threshold: float) -> np.ndarray:
+        """Count pairs per bin of predicted attention: see `active_counts`."""
+        windows = len(predicted)
+        bins = score_bins(self._entries(predicted)[0])
+        bins += BINS * (self.entries[0] < threshold)
+        bins += 2 * BINS * np.arange(windows)[:, None]
+        return np.bincount(bins.ravel(), minlength=2 * BINS * windows).reshape(windows, 2, BINS)
+
+    def _entries(self, pattern: np.ndarray) -> Entries:
+        rows = pattern[:, 1:]
+        return rows.reshape(len(rows), -1)[:, self.places], np.ascontiguousarray(rows[:, :, 0])
+
+    def _by_row(self, values: Entries) -> np.ndarray:
+        return np.add.reduceat(values[0], self.starts, axis=1) + values[1]
+
+    def _js_distance(self, p: Entries, t: Entries) -> np.ndarray:
+        """Jensen-Shannon distance of each row [W, T-1]: entropy of the middle less the mean entropy, to base 2."""
+        middle = self._by_row(_each(lambda a, b: _times_log((a + b) / 2), p, t))
+        divergence = (self._by_row(_each(_times_log, p)) + self.log) / 2 - middle
+        return np.sqrt(np.clip(divergence, 0, 1))
+
+
+def _each(function: Callable[..., np.ndarray], *entries: Entries) -> Entries:
+    """Apply a function off BOS and on it."""
+    off_bos, bos = (function(*values) for values in zip(*entries, strict=True))
+    return off_bos, bos
+
+
+def _wide(entries: Entries) -> Entries:
+    return _each(lambda values: values.astype(np.float64), entries)
+
+
+def _totals(entries: Entries) -> tuple[np.ndarray, np.ndarray]:
+    """Sums per window, with and without BOS."""
+    off_bos = entries[0].sum(1)
+    return off_bos + entries[1].sum(1), off_bos
+
+
+SUFFIXES = ("", "_without_sink")
+KEYS = (slice(None), slice(1, None))
+
+
+def _times_log(values: np.ndarray) -> np.ndarray:
+    """x log2 x, 0 at 0."""
+    return values * np.log2(np.where(values > 0, values, 1))
+
+
+def _top(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Place and value of the largest entry of each row."""
+    top = rows.argmax(-1)
+    return top, np.take_along_axis(rows, top[..., None], -1)[..., 0]
+
+
 def pattern_sums(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
     """Compare two patterns window by window.
 
@@ -53,38 +160,7 @@ def pattern_sums(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
         [0, 1]); ``top1`` counts rows whose largest key agrees; ``x .. xy`` are moments of (predicted, true) over
         all causal entries.
     """
-    p, t = predicted[:, 1:].astype(np.float64), true[:, 1:].astype(np.float64)
-    windows, rows, length = p.shape
-    causal = float(sum(range(2, length + 1)))
-    out = np.zeros((windows, len(SUMS)))
-
-    def put(name: str, value: np.ndarray | float) -> None:
-        out[:, INDEX[name]] = value
-
-    put("rows", rows)
-    put("js", js_distance(p, t).sum(-1))
-    overlap, mass = np.minimum(p, t), p + t
-    for suffix, keys in (("", slice(None)), ("_without_sink", slice(1, None))):
-        a, b = p[:, :, keys], t[:, :, keys]
-        low = overlap[:, :, keys].sum((1, 2))
-        put("minimum" + suffix, low)
-        put("maximum" + suffix, mass[:, :, keys].sum((1, 2)) - low)
-        # A row predicted to hold nothing but the sink names no key.
-        agrees = (a.argmax(-1) == b.argmax(-1)) & (a.max(-1) > 0)
-        put("top1" + suffix, agrees.sum(-1))
-        put("entries" + suffix, causal - (rows if suffix else 0))
-        for name, value in (("x", a), ("y", b), ("xx", a * a), ("yy", b * b), ("xy", a * b)):
-            put(name + suffix, value.sum((1, 2)))
-    return out
-
-
-def js_distance(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Jensen-Shannon distance to base 2 between the last axes of two arrays: float64 [...], in [0, 1]."""
-    middle = (p + q) / 2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        left = np.where(p > 0, p * np.log2(p / middle), 0).sum(-1)
-        right = np.where(q > 0, q * np.log2(q / middle), 0).sum(-1)
-    return np.sqrt(np.clip((left + right) / 2, 0, 1))
+    return Truth(true).sums(predicted)
 
 
 def active_counts(predicted: np.ndarray, true: np.ndarray, threshold: float) -> np.ndarray:
@@ -101,13 +177,7 @@ def active_counts(predicted: np.ndarray, true: np.ndarray, threshold: float) -> 
     int64 [W, 2, BINS]
         Row 0 the active pairs, row 1 the others: every causal pair is counted, so the base rate is the true one.
     """
-    windows, length, _ = predicted.shape
-    causal = np.tril(np.ones((length, length), dtype=bool))
-    causal[:, 0] = False
-    bins = score_bins(predicted[:, causal])
-    active = true[:, causal] >= threshold
-    codes = bins + BINS * (~active) + 2 * BINS * np.arange(windows)[:, None]
-    return np.bincount(codes.ravel(), minlength=2 * BINS * windows).reshape(windows, 2, BINS)
+    return Truth(true).active_counts(predicted, threshold)
 
 
 def _ratio(upper: str, lower: str) -> Callable[[np.ndarray], np.ndarray]:
@@ -139,8 +209,3 @@ PATTERN_METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 #: Metrics for which less is better.
 LOWER_IS_BETTER = frozenset({"js_distance"})
-
-
-def active_average_precision(totals: np.ndarray) -> np.ndarray:
-    """Average precision of finding active pairs, from summed `active_counts` [..., 2, BINS]."""
-    return average_precision(totals[..., 0, :], totals[..., 1, :])

@@ -59,6 +59,34 @@ def replace_patterns(patterns: Patterns) -> dict[str, Hook]:
     return {"pattern": hook}
 
 
+class _Run:
+    """One pass of the untouched model over a batch, from which heads are replaced one at a time.
+
+    What a head writes is its pattern times its values times its output weights, so another pattern adds the difference
+    of the two to the residual stream; the rest of its layer's attention stays as it was, and the model goes on from
+    there, with fused attention.
+    """
+
+    def __init__(self, model: Transformer, tokens: torch.Tensor) -> None:
+        self.model, self.tokens = model, tokens
+        self.kept: dict[str, list[torch.Tensor]] = {"v": [], "pattern": [], "resid_mid": []}
+        record = {
+            point: lambda value, _layer, kept=kept: kept.append(value)
+            for point, kept in self.kept.items()
+        }
+        self.losses = model.losses(tokens, record)
+
+    def replaced(self, head: Head, pattern: torch.Tensor) -> torch.Tensor:
+        """Losses [B, T-1] with the pattern of one head replaced by another, [B, T, T] or [T, T]."""
+        layer, place = head
+        model, config = self.model, self.model.config
+        v = self.kept["v"][layer][:, :, place * config.n_kv_heads // config.n_heads]
+        difference = pattern.to(v.dtype) - self.kept["pattern"][layer][:, place].to(v.dtype)
+        written = (difference @ v) @ model.output_weights(layer)[place]
+        x = self.kept["resid_mid"][layer] + written
+        return model.losses(self.tokens, resume=(layer + 1, x + model.mlp(x, layer)))
+
+
 class Replacer:
     """Losses of a model under replaced attention on a set of windows.
 
@@ -101,16 +129,12 @@ class Replacer:
         """
         parts: dict[Any, list[np.ndarray]] = {}
         for tokens, view in self._views("replace single heads"):
-            starts: list[torch.Tensor] = []
-            record = {"resid_pre": lambda x, _layer, starts=starts: starts.append(x)}
-            self._add(parts, MODEL, self.model.losses(tokens, record))
+            run = _Run(self.model, tokens)
+            self._add(parts, MODEL, run.losses)
+            predicted: dict[int, torch.Tensor] = {}
             for head in self.mean:
-                resume = (head[0], starts[head[0]])
-                for variant, pattern in self._single(head, view, variants):
-                    losses = self.model.losses(
-                        tokens, replace_patterns({head: pattern}), resume=resume
-                    )
-                    self._add(parts, (*head, *variant), losses)
+                for variant, pattern in self._single(head, view, variants, predicted):
+                    self._add(parts, (*head, *variant), run.replaced(head, pattern))
         return {key: np.concatenate(values) for key, values in parts.items()}
 
     @torch.inference_mode()
@@ -146,11 +170,19 @@ class Replacer:
             yield tokens, TokenView(batch, self.vocabulary)
 
     def _single(
-        self, head: Head, view: TokenView, variants: Variants
+        self,
+        head: Head,
+        view: TokenView,
+        variants: Variants,
+        predicted: dict[int, torch.Tensor],
     ) -> Iterator[tuple[Variant, torch.Tensor]]:
         for variant, programs in variants.items():
             if head in programs and variant != MEAN_PATTERN:
-                yield variant, self._predict(programs[head], view)
+                program = programs[head]
+                # A program is that of one head and, swapped, that of another.
+                if id(program) not in predicted:
+                    predicted[id(program)] = self._predict(program, view)
+                yield variant, predicted[id(program)]
         yield MEAN_PATTERN, self.mean[head]
 
     def _predict(self, program: Predictor, view: TokenView) -> torch.Tensor:

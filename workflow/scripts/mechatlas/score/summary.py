@@ -21,16 +21,21 @@ from mechatlas.score.patterns import (
     LOWER_IS_BETTER,
     PATTERN_METRICS,
     SUMS,
-    active_average_precision,
 )
 from mechatlas.stats.bootstrap import (
     adjust_fdr,
     document_weights,
     interval,
+    intervals,
     replicate,
     sign_p_value,
 )
-from mechatlas.stats.ranking import BINS, roc_auc, score_bins
+from mechatlas.stats.ranking import (
+    BINS,
+    average_precision_replicates,
+    roc_auc_replicates,
+    score_bins,
+)
 
 NEGATIVES = ("negative_same_query", "negative_same_key", "negative_same_distance")
 HEAD = ["layer", "head"]
@@ -119,7 +124,7 @@ def summarise(
     _add_losses(table, losses, settings)
     table = _for_each_explainer(table)
     _add_missing(table, records)
-    frame = pd.DataFrame([_row(key, table, settings) for key in sorted(table)], columns=COLUMNS)
+    frame = pd.DataFrame(_rows(table, settings), columns=COLUMNS)
     for _, group in frame[frame["control"] != OWN].groupby(["explainer", "metric", "control"]):
         frame.loc[group.index, "q_value"] = adjust_fdr(group["p_value"].to_numpy())
     significant = (frame["q_value"] <= settings.fdr) & (frame["difference"] > 0)
@@ -183,15 +188,20 @@ def _add_patterns(table: Table, documents: pd.DataFrame, settings: SummarySettin
         counts = np.zeros((len(names), 2, BINS))
         counts[at, 0] = np.stack(group["active"].to_list())
         counts[at, 1] = np.stack(group["other"].to_list())
-        totals: list[tuple[str, np.ndarray, Callable[[np.ndarray], np.ndarray]]] = [
-            (metric, sums, statistic) for metric, statistic in PATTERN_METRICS.items()
-        ]
-        totals.append(("average_precision", counts, active_average_precision))
-        for metric, data, statistic in totals:
-            values = replicate(data, weights, statistic)
+        summed = weights @ sums
+        found = {metric: _quietly(f, summed) for metric, f in PATTERN_METRICS.items()}
+        found["average_precision"] = average_precision_replicates(
+            counts[:, 0], counts[:, 1], weights
+        )
+        for metric, values in found.items():
             reason = "" if np.isfinite(values[0]) else _undefined(metric)
             key = (int(layer), int(head), str(explainer), metric, str(control))
             table[key] = Metric(None if reason else values, len(at), reason)
+
+
+def _quietly(statistic: Callable[[np.ndarray], np.ndarray], totals: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return statistic(totals)
 
 
 def _undefined(metric: str) -> str:
@@ -205,8 +215,14 @@ def _add_events(table: Table, events: pd.DataFrame, settings: SummarySettings) -
         return
     names, weights = weights_of(events, settings, "events")
     place = {name: i for i, name in enumerate(names)}
+    # A top event and its matched negatives are found by the place of the top event.
+    length = int(events[["query", "key"]].to_numpy().max()) + 1
     events = events.assign(
-        at=events["doc"].astype(str).map(place), bin=score_bins(events["prediction"])
+        at=events["doc"].astype(str).map(place),
+        bin=score_bins(events["prediction"]),
+        role=events["role"].astype("category"),
+        place=_place(events, "query", "key", length),
+        anchor=_place(events, "anchor_query", "anchor_key", length),
     )
     for (layer, head, explainer, control), group in events.groupby(VARIANT):
         top = group[group["role"] == "top"]
@@ -219,23 +235,27 @@ def _add_events(table: Table, events: pd.DataFrame, settings: SummarySettings) -
                     None, 0, f"{fewest} test events, fewer than {settings.min_events}"
                 )
                 continue
-            # Only positives whose negative exists count, so that both sides are matched.
-            pairs = top.merge(
-                negative[["window", "anchor_query", "anchor_key"]],
-                left_on=["window", "query", "key"],
-                right_on=["window", "anchor_query", "anchor_key"],
-                suffixes=("", "_negative"),
-            )
-            counts = np.stack([_counts(pairs, len(names)), _counts(negative, len(names))], axis=1)
-            values = replicate(counts, weights, lambda t: roc_auc(t[:, 0], t[:, 1]))
-            table[key] = Metric(values, int((counts.sum((1, 2)) > 0).sum()))
+            # Only positives whose negative exists count, once for each, so that both sides are matched.
+            anchors = np.sort(negative["anchor"].to_numpy())
+            matches = np.searchsorted(anchors, top["place"], "right")
+            matches -= np.searchsorted(anchors, top["place"], "left")
+            positives = _counts(top, len(names), matches)
+            negatives = _counts(negative, len(names), np.ones(len(negative)))
+            values = roc_auc_replicates(positives, negatives, weights)
+            documents = int(((positives + negatives).sum(1) > 0).sum())
+            table[key] = Metric(values, documents)
 
 
-def _counts(events: pd.DataFrame, documents: int) -> np.ndarray:
+def _place(events: pd.DataFrame, query: str, key: str, length: int) -> np.ndarray:
+    """The number of a (window, query, key), float64 (NaN where an event has no anchor)."""
+    window = events["window"].to_numpy().astype(np.float64)
+    return (window * length + events[query].to_numpy()) * length + events[key].to_numpy()
+
+
+def _counts(events: pd.DataFrame, documents: int, matches: np.ndarray) -> np.ndarray:
     codes = events["at"].to_numpy() * BINS + events["bin"].to_numpy()
-    return (
-        np.bincount(codes, minlength=documents * BINS).reshape(documents, BINS).astype(np.float64)
-    )
+    counts = np.bincount(codes, matches, minlength=documents * BINS)
+    return counts.reshape(documents, BINS)
 
 
 def _add_losses(table: Table, losses: pd.DataFrame, settings: SummarySettings) -> None:
@@ -260,11 +280,33 @@ def _add_losses(table: Table, losses: pd.DataFrame, settings: SummarySettings) -
             table[key] = Metric(replicate(sums, weights, lambda t: t[:, 0] / t[:, 1]), len(names))
 
 
-def _row(key: Key, table: Table, settings: SummarySettings) -> dict[str, Any]:
+def _rows(table: Table, settings: SummarySettings) -> list[dict[str, Any]]:
+    """Rows of the summary in the order of their keys, with all intervals computed together."""
+    keys = sorted(table)
+    rows = {key: _plain_row(key, table[key]) for key in keys}
+    scored = {key: table[key].values for key in keys if table[key].values is not None}
+    differences = {}
+    for key, values in scored.items():
+        own = scored.get((*key[:-1], OWN))
+        if key[-1] != OWN and own is not None:
+            sign = -1 if key[3] in LOWER_IS_BETTER else 1
+            differences[key] = sign * (own - values)
+    for found, prefix in ((scored, ""), (differences, "difference_")):
+        if found:
+            limits = intervals(np.stack(list(found.values())), settings.confidence)
+            for key, low, high in zip(found, *limits.tolist(), strict=True):
+                rows[key][f"{prefix}low"], rows[key][f"{prefix}high"] = low, high
+    for key, values in scored.items():
+        rows[key]["value"] = values[0]
+    for key, difference in differences.items():
+        rows[key]["difference"] = difference[0]
+        rows[key]["p_value"] = sign_p_value(difference)
+    return [rows[key] for key in keys]
+
+
+def _plain_row(key: Key, item: Metric) -> dict[str, Any]:
     layer, head, explainer, metric, control = key
-    item = table[key]
-    row: dict[str, Any] = dict.fromkeys(COLUMNS, np.nan)
-    row |= {
+    return dict.fromkeys(COLUMNS, np.nan) | {
         "unit": f"L{layer}.H{head}",
         "layer": layer,
         "head": head,
@@ -275,15 +317,3 @@ def _row(key: Key, table: Table, settings: SummarySettings) -> dict[str, Any]:
         "status": "scored" if item.values is not None else "unscored",
         "reason": item.reason,
     }
-    if item.values is None:
-        return row
-    row["value"] = item.values[0]
-    row["low"], row["high"] = interval(item.values, settings.confidence)
-    own = table.get((layer, head, explainer, metric, OWN))
-    if control != OWN and own is not None and own.values is not None:
-        sign = -1 if metric in LOWER_IS_BETTER else 1
-        difference = sign * (own.values - item.values)
-        row["difference"] = difference[0]
-        row["difference_low"], row["difference_high"] = interval(difference, settings.confidence)
-        row["p_value"] = sign_p_value(difference)
-    return row

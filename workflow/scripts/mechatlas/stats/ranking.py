@@ -32,6 +32,32 @@ def roc_auc(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
     return wins / (positives.sum(-1) * negatives.sum(-1))
 
 
+def roc_auc_replicates(
+    positives: np.ndarray, negatives: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """`roc_auc` of resampled documents.
+
+    The number of won pairs is bilinear in the weights of the documents, so that the wins between each two documents
+    are counted once for all replicates: the cost of a replicate does not depend on the number of bins.
+
+    Parameters
+    ----------
+    positives, negatives : float64 [documents, BINS]
+    weights : float64 [replicates, documents]
+
+    Returns
+    -------
+    float64 [replicates]
+        NaN where a replicate has no positives or no negatives.
+    """
+    below = np.cumsum(negatives, axis=-1) - 0.5 * negatives
+    wins = positives @ below.T
+    won = ((weights @ wins) * weights).sum(-1)
+    pairs = (weights @ positives.sum(-1)) * (weights @ negatives.sum(-1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return won / pairs
+
+
 def average_precision(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
     """Average precision from counts: sum over bins of (recall step) x (precision at or above the bin).
 
@@ -52,3 +78,29 @@ def average_precision(positives: np.ndarray, negatives: np.ndarray) -> np.ndarra
         at_or_above, all_above, out=np.zeros_like(at_or_above), where=all_above > 0
     )
     return (positives * precision).sum(-1) / positives.sum(-1)
+
+
+def average_precision_replicates(
+    positives: np.ndarray, negatives: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """`average_precision` of resampled documents.
+
+    Counts at or above a bin are linear in the weights, so they are cumulated for each document and not for each
+    replicate; bins without positives add nothing.
+
+    Parameters
+    ----------
+    positives, negatives : float64 [documents, BINS]
+    weights : float64 [replicates, documents]
+
+    Returns
+    -------
+    float64 [replicates]
+        NaN where a replicate has no positives.
+    """
+    used = positives.any(0)
+    above = [np.flip(np.cumsum(np.flip(x, -1), -1), -1) for x in (positives, positives + negatives)]
+    step, true, every = (weights @ x[:, used] for x in (positives, *above))
+    true /= np.maximum(every, 1e-300)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (step * true).sum(-1) / step.sum(-1)

@@ -7,9 +7,9 @@ normalised inputs; without them it gives other latents, so nothing is guessed he
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -129,7 +129,7 @@ def _read_state(path: str | Path, device: str) -> dict[str, Any]:
         raise UserError(f"{path} does not exist; correct the path or download it")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except (RuntimeError, OSError, EOFError, ValueError, UnpicklingError) as error:
         raise UserError(
             f"{path} is damaged, truncated or no state dict ({str(error).splitlines()[0]}); download it again"
         ) from error

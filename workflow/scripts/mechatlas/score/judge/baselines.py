@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
+from mechatlas.explain.latents.programs import LatentProgram
 from mechatlas.explain.programs import Program
 from mechatlas.explain.vocabulary import TokenView, Vocabulary
 
@@ -137,6 +138,35 @@ class PairLookup:
     def _known(self, table: np.ndarray, tokens: np.ndarray, otherwise: float) -> np.ndarray:
         known = tokens < self.size
         return np.where(known, table[np.where(known, tokens, 0)], otherwise)
+
+
+class LatentProgramBaseline:
+    """The activation that a latent's program predicts, relative to a largest activation.
+
+    Parameters
+    ----------
+    program : LatentProgram
+    tokens, vocabulary
+        See `ProgramBaseline`.
+    top : float
+        The latent's largest train activation.
+    """
+
+    def __init__(
+        self,
+        program: LatentProgram,
+        tokens: Callable[[np.ndarray], np.ndarray],
+        vocabulary: Vocabulary,
+        top: float,
+    ) -> None:
+        self.program, self.tokens, self.vocabulary = program, tokens, vocabulary
+        self.top = max(top, 1e-12)
+
+    def predict(self, scorer: str, items: pd.DataFrame) -> np.ndarray:
+        """Return predicted activation of items."""
+        windows, row = np.unique(items["window"].to_numpy(), return_inverse=True)
+        values = self.program.predict(TokenView(self.tokens(windows), self.vocabulary))
+        return values[row, items["query"].to_numpy()] / self.top
 
 
 class TokenLookup:

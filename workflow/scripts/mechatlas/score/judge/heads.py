@@ -213,6 +213,10 @@ class HeadActivity:
 
     # --- stretches of text ------------------------------------------------------------------------
 
+    def random_inactive(self, count: int) -> tuple[list[Place], int]:
+        """Return nothing: the scorer that wants random places is for latents."""
+        return [], 0
+
     def stretches(self, count: int, longest: int) -> list[Stretch]:
         """Return rows of the sample, each with the keys of its last ``longest`` tokens, the query included.
 

@@ -5,10 +5,11 @@ the same questions. Active and inactive items come in groups that are shown with
 length nor position gives an answer away. One table holds the items of all units and scorers, one row each:
 
 ``unit``, ``layer``, ``head``, ``kind``, ``scorer``; ``item`` and ``group`` (unique within unit and scorer); ``role``
-(``active``, ``negative_...``, ``quiet``, ``place``, ``own``, ``intruder``); ``label`` (whether the answer is yes);
-``strength`` (attention or activation); ``doc``, ``window``, ``query``, ``key``; ``pieces`` (the excerpt as JSON);
-``program_prediction`` and ``lookup_prediction``; ``reason``. A scorer that cannot be used on a unit has one row with an
-empty ``item`` and the reason.
+(``active``, ``negative_...``, ``quiet``, ``place``, ``random_place``, ``own``, ``intruder``, ``random``); ``label``
+(whether the answer is yes); ``strength`` (attention or activation); ``doc``, ``window``, ``query``, ``key``; ``pieces``
+(the excerpt as JSON); ``program_prediction`` and ``lookup_prediction``; ``weight`` (of the scorer "firing": how many
+test tokens an item stands for); ``reason``. A scorer that cannot be used on a unit has one row with an empty ``item``
+and the reason.
 """
 
 from __future__ import annotations
@@ -36,9 +37,12 @@ COLUMNS = (
         "pieces",
         "program_prediction",
         "lookup_prediction",
+        "weight",
         "reason",
     ),
 )
+#: Role of tokens of stretches that were drawn at random (latents).
+RANDOM_PLACE = "random_place"
 #: Longest stretch of text of a simulation, in tokens.
 STRETCH = 24
 #: Items of an intruder trial, the intruder included.
@@ -78,6 +82,7 @@ class Draft:
     label: bool
     place: Place
     pieces: tuple[Piece, ...]
+    weight: float = np.nan
 
 
 @dataclass
@@ -137,7 +142,14 @@ def unit_items(
 
 def _frame(drafts: Drafts, scorer: str) -> pd.DataFrame:
     if drafts.reason:
-        nowhere = {"doc": "", "window": -1, "query": -1, "key": -1, "strength": np.nan}
+        nowhere = {
+            "doc": "",
+            "window": -1,
+            "query": -1,
+            "key": -1,
+            "strength": np.nan,
+            "weight": np.nan,
+        }
         row = {"item": "", "group": "", "role": "", "label": False, "pieces": "", **nowhere}
         return pd.DataFrame([row | {"reason": drafts.reason}])
     rows = [
@@ -145,7 +157,7 @@ def _frame(drafts: Drafts, scorer: str) -> pd.DataFrame:
             **{"item": f"{scorer}.{i}", "group": f"{scorer}.{d.group}", "role": d.role},
             **{"label": d.label, "strength": d.place.strength, "doc": d.place.doc},
             **{"window": d.place.window, "query": d.place.query, "key": d.place.key},
-            **{"pieces": pieces_to_json(d.pieces), "reason": ""},
+            **{"pieces": pieces_to_json(d.pieces), "weight": d.weight, "reason": ""},
         }
         for i, d in enumerate(drafts.items)
     ]
@@ -209,7 +221,8 @@ def simulation(activity: Activity, settings: ItemSettings, unit: str) -> Drafts:
             query, key = (stretch.stop - 1, at) if pair else (at, -1)
             place = Place(stretch.window, stretch.doc, query, key, strength)
             pieces = (activity.token(stretch.window, at),)
-            drafts.append(Draft(group, "place", stretch.active, place, pieces))
+            role = RANDOM_PLACE if stretch.random else "place"
+            drafts.append(Draft(group, role, stretch.active, place, pieces))
     return _enough(drafts, len(stretches), settings.sequences, "stretches of text", "")
 
 
@@ -232,12 +245,37 @@ def intruder(activity: Activity, settings: ItemSettings, unit: str) -> Drafts:
     return _enough(drafts, len(chosen), settings.trials, "trials", why)
 
 
+def firing(activity: Activity, settings: ItemSettings, unit: str) -> Drafts:
+    """Put uniformly random inactive places beside active ones of all strengths, each with the number it stands for.
+
+    With these weights (Horvitz and Thompson 1952) precision and recall are those at the unit's true rate, where active
+    places are few; balanced items say nothing about that.
+    """
+    if activity.kind.name != "latent":
+        return Drafts(reason="made for latents; heads' pairs have too many inactive places")
+    active = activity.active()
+    wanted = settings.items // 2
+    anchors = list(islice(_anchors(active, settings, "firing", unit), wanted))
+    inactive, count = activity.random_inactive(len(anchors))
+    groups = [
+        [("active", one), ("random", other)] for one, other in zip(anchors, inactive, strict=False)
+    ]
+    drafts = _excerpted(groups, activity.marked, activity, settings)
+    for draft in drafts:
+        total = len(active) if draft.role == "active" else count
+        draft.weight = total / max(len(groups), 1)
+    return _enough(
+        drafts, len(groups), wanted, "pairs of active and random places", _few_active(active)
+    )
+
+
 BUILDERS: dict[str, Builder] = {
     "detection": detection,
     "fuzzing": fuzzing,
     "pair_auc": pair_auc,
     "simulation": simulation,
     "intruder": intruder,
+    "firing": firing,
 }
 
 

@@ -122,6 +122,13 @@ class LatentActivity:
         active = int((self.values > 0).sum())
         return f"the latent is active at {active} of {self.values[:, 1:].size} test tokens"
 
+    def random_inactive(self, count: int) -> tuple[list[Place], int]:
+        """Return uniformly random inactive tokens, and how many inactive tokens there are."""
+        row, at = np.nonzero(self._inactive)
+        rng = rng_for(self.seed, "random inactive", self.name)
+        chosen = rng.choice(len(row), min(count, len(row)), replace=False)
+        return [self._place(int(row[i]), int(at[i])) for i in chosen], len(row)
+
     def stretches(self, count: int, longest: int) -> list[Stretch]:
         """Return stretches of ``longest`` tokens, every other one with activity."""
         ends = np.zeros(self.values.shape, dtype=bool)
@@ -139,7 +146,8 @@ class LatentActivity:
             start = max(1, stop - longest)
             values, active = self.values[r, start:stop], bool(inside[at])
             window, doc = int(self.windows[r]), str(self.docs[r])
-            found.append(Stretch(window, doc, start, stop, values, active))
+            drawn = number % 2 == 1
+            found.append(Stretch(window, doc, start, stop, values, active, drawn))
         return found
 
     def room(self, place: Place) -> int:

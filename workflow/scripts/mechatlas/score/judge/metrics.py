@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from mechatlas.score.judge.items import RANDOM_PLACE
 from mechatlas.stats.bootstrap import interval, replicate
 from mechatlas.stats.ranking import roc_auc
 
@@ -26,10 +27,14 @@ METRICS = {
     "fuzzing": ("auc", "balanced_accuracy", "f1"),
     "simulation": ("correlation", "top1"),
     "intruder": ("accuracy",),
+    "firing": ("precision", "recall"),
 }
 #: Where a metric stands when answers know nothing; None where that depends on the unit.
 CHANCE = {"auc": 0.5, "balanced_accuracy": 0.5, "f1": None, "correlation": 0.0, "top1": None}
-CHANCE["accuracy"] = 0.2
+CHANCE |= {"accuracy": 0.2, "precision": None, "recall": None}
+#: Over the stretches that were drawn at random alone, where there are such.
+RANDOM_ONLY = "correlation_random_only"
+CHANCE[RANDOM_ONLY] = 0.0
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 
@@ -79,6 +84,8 @@ def judge_interval(
 
 def metric_names(scorer: str, roles: pd.Series) -> tuple[str, ...]:
     """Return the metrics of a scorer, given the roles of its items."""
+    if scorer == "simulation" and (roles == RANDOM_PLACE).any():
+        return (*METRICS[scorer], RANDOM_ONLY)
     if scorer != "pair_auc":
         return METRICS[scorer]
     return tuple(f"auc_{role}" for role in sorted(set(roles)) if role.startswith("negative_"))
@@ -102,6 +109,8 @@ def prepare(
     if scorer == "pair_auc":
         items = items[items["role"].isin(("active", metric.removeprefix("auc_")))]
         items = items[items.groupby("group")["role"].transform("nunique") == 2]
+    if metric == RANDOM_ONLY:
+        items = items[items["role"] == RANDOM_PLACE]
     items = complete_groups(items)
     at = items["doc"].map(documents).to_numpy(dtype=np.int64)
     size = len(documents)
@@ -116,7 +125,12 @@ def prepare(
         least = {JUDGE: YES, PROGRAM: threshold, LOOKUP: threshold}
         sums = {n: _decisions(v >= least[n], labels, at, size) for n, v in columns.items()}
         statistic = balanced_accuracy if metric == "balanced_accuracy" else f1
-    elif metric == "correlation":
+    elif metric in ("precision", "recall"):
+        weight = items["weight"].to_numpy(np.float64)
+        least = {JUDGE: YES, PROGRAM: threshold, LOOKUP: threshold}
+        sums = {n: _weighted(v >= least[n], labels, weight, at, size) for n, v in columns.items()}
+        statistic = precision if metric == "precision" else recall
+    elif metric in ("correlation", RANDOM_ONLY):
         truth = items["strength"].to_numpy(np.float64)
         sums = {name: _moments(v, truth, at, size) for name, v in columns.items()}
         statistic = correlation
@@ -157,6 +171,24 @@ def _decisions(yes: np.ndarray, labels: np.ndarray, at: np.ndarray, size: int) -
     """Count by document: yes and active, active, yes and inactive, inactive."""
     parts = (yes & labels, labels, yes & ~labels, ~labels)
     return np.stack([np.bincount(at, part, size) for part in parts], axis=1)
+
+
+def _weighted(
+    yes: np.ndarray, labels: np.ndarray, weight: np.ndarray, at: np.ndarray, size: int
+) -> np.ndarray:
+    """Sum weights by document: yes and active, active, yes and inactive."""
+    parts = (yes & labels, labels, yes & ~labels)
+    return np.stack([np.bincount(at, part * weight, size) for part in parts], axis=1)
+
+
+def precision(t: np.ndarray) -> np.ndarray:
+    """Share of what is said to be active that is, from weights [..., 3]; NaN where nothing is."""
+    return t[:, 0] / (t[:, 0] + t[:, 2])
+
+
+def recall(t: np.ndarray) -> np.ndarray:
+    """Share of what is active that is said to be, from weights [..., 3]."""
+    return t[:, 0] / t[:, 1]
 
 
 def _auc(t: np.ndarray) -> np.ndarray:

@@ -44,7 +44,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Consecutive tokens ``start .. stop - 1`` of a window and how active the unit is at each: float [stop - start]."""
+    """Consecutive tokens ``start .. stop - 1`` of a window and how active the unit is at each: float [stop - start].
+
+    ``random`` says that it was drawn from all stretches of a latent, whether there is activity in it or not.
+    """
 
     window: int
     doc: str
@@ -52,6 +55,7 @@ class Stretch:
     stop: int
     strengths: np.ndarray
     active: bool
+    random: bool = False
 
 
 class Activity(Protocol):
@@ -88,6 +92,10 @@ class Activity(Protocol):
 
     def foreign(self) -> pd.DataFrame:
         """Return places at which another unit is active and this one is not: columns `PLACE`."""
+        ...
+
+    def random_inactive(self, count: int) -> tuple[list[Place], int]:
+        """Return uniformly random inactive places, and how many there are in all (latents only)."""
         ...
 
     def stretches(self, count: int, longest: int) -> list[Stretch]:

@@ -15,12 +15,13 @@ import numpy as np
 import pandas as pd
 
 from mechatlas.io import rng_for
-from mechatlas.score.judge.items import LEAST_GROUPS
+from mechatlas.score.judge.items import LEAST_GROUPS, RANDOM_PLACE
 from mechatlas.score.judge.judging import UNSCORED
 from mechatlas.score.judge.metrics import (
     JUDGE,
     LOOKUP,
     PROGRAM,
+    RANDOM_ONLY,
     judge_interval,
     metric_names,
     prepare,
@@ -147,6 +148,8 @@ def _groups(scorer: str, metric: str, items: pd.DataFrame) -> int:
         items = items[items["role"] == metric.removeprefix("auc_")]
     elif metric == "top1":
         items = items[items["label"]]
+    elif metric == RANDOM_ONLY:
+        items = items[items["role"] == RANDOM_PLACE]
     return items["group"].nunique()
 
 

@@ -1,0 +1,1 @@
+"""Figures of circuits: data frame in, figure out."""

@@ -1,0 +1,49 @@
+"""Score the edges of a model on one task and find circuits of edges.
+
+Inputs: prompts.jsonl, the model folder. Outputs: circuit.json, acdc.json and the tables of edges/. ``steps`` is a
+folder in which decisions and finished pairs are kept, so that a killed run continues.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mechatlas.circuits.circuit_file import write_circuit
+from mechatlas.circuits.edge_study import study_edges
+from mechatlas.circuits.steps import Steps
+from mechatlas.circuits.task_data import load_task_data
+from mechatlas.io import write_table
+from mechatlas.job import job
+from mechatlas.models.device import pick_device
+
+
+def main(
+    prompts: str,
+    model: str,
+    name: str,
+    edges: Mapping[str, Any],
+    options: Mapping[str, Any],
+    steps: str,
+    device: str,
+    dtype: str,
+    circuit: str,
+    acdc: str,
+    bos: str | None = None,
+    gpu: int = 0,
+    **tables: str,
+) -> None:
+    """Study the edges of the task whose prompts are given; ``tables`` are the paths of all tables."""
+    data = load_task_data(prompts, model, name, pick_device(gpu, device), dtype, bos)
+    deciding = ("metric", "exact_prompts", "acdc_threshold", "acdc_prompts")
+    settings = {key: edges[key] for key in deciding} | {"seed": options["seed"]}
+    kept = Steps(steps, data, settings, "circuits/acdc.py", "circuits/exact_edges.py")
+    study = study_edges(data, edges, log=kept.log, parts=kept.parts, **options)
+    facts = {**data.facts, "edges": dict(edges), **options}
+    for table, path in tables.items():
+        write_table(path, study.tables[table], facts)
+    write_circuit(circuit, study.circuit, facts)
+    write_circuit(acdc, study.acdc, facts)
+
+
+if "snakemake" in globals():
+    with job(snakemake) as arguments:
+        main(**arguments, gpu=snakemake.resources.gpu)
