@@ -209,7 +209,9 @@ CHANGES = {
     ),
     "bootstrap": (
         ["score={bootstrap: 500}"],
-        FROM_SCORES | {"summarise_scores", "evaluate_sae", "draw_frontier", *FROM_LATENTS},
+        FROM_SCORES
+        | {"summarise_scores", "evaluate_sae", "draw_frontier", *FROM_LATENTS}
+        | {"evaluate_clt", "attribution_graph"},
     ),
     "programs": (
         ["explain={programs: {max_parts: 2}}"],

@@ -131,7 +131,8 @@ def save_graph(path: str | Path, graph: AttributionGraph, facts: Mapping[str, An
         name: getattr(graph, name)
         for name in (*COLUMNS, "total", "discarded", "discarded_abs", "tokens")
     }
-    arrays |= {"data": edges.data, "indices": edges.indices, "indptr": edges.indptr}
+    arrays |= {"data": edges.data, "indices": edges.indices.astype(np.int32)}
+    arrays["indptr"] = edges.indptr.astype(np.int64)
     labels = {str(node): label for node, label in graph.labels.items()}
     write_arrays(path, arrays, {**facts, "graph": {"labels": labels, **graph.facts}})  # fmt: skip
 
