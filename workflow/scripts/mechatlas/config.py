@@ -85,6 +85,7 @@ def complete_config(config: Mapping[str, Any], workdir: Path, repository: Path) 
         errors.extend(_check_places(complete, config, "transcoders", ("models", "sources")))
         errors.extend(_check_places(complete, config, "graphs", ("models", "transcoders")))
         errors.extend(_check_places(complete, config, "tasks", ("models",)))
+        errors.extend(_check_graphs(complete["graphs"], config.get("tasks") or {}))
     if errors:
         raise ConfigError(errors)
     return complete
@@ -108,10 +109,6 @@ def cross_check(config: Mapping[str, Any], workdir: Path, repository: Path) -> I
         yield from check_source(f"sources.{name}", source, workdir, repository)
     for name, dictionary in config["dictionaries"].items():
         yield from check_dictionary(f"dictionaries.{name}", dictionary, workdir, repository)
-    for name, graph in config["graphs"].items():
-        if graph["task"] not in config["tasks"]:
-            near = _choices(graph["task"], list(config["tasks"]))
-            yield f"graphs.{name}.task: {graph['task']!r} is not among tasks; {near}"
     for name, task in config["tasks"].items():
         file = task.get("file")
         if file and not find_path(file, workdir, repository).is_file():
@@ -143,6 +140,16 @@ def _check_places(
                 if place not in given[table]:
                     near = _choices(place, list(given[table]))
                     yield f"{section}.{name}.{table}: {place!r} is not among {table}; {near}"
+
+
+def _check_graphs(
+    graphs: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yield graphs of tasks that do not exist; those of tasks that are left out by null are left out, too."""
+    for name, graph in graphs.items():
+        if graph["task"] not in tasks:
+            near = _choices(graph["task"], list(tasks))
+            yield f"graphs.{name}.task: {graph['task']!r} is not among tasks; {near}"
 
 
 def _check_candidates(openai: Mapping[str, Any]) -> Iterator[str]:
