@@ -530,7 +530,7 @@ def transcoder_results():
             for transcoder in transcoders_of(model, source):
                 folder = f"results/{model}/{source}/transcoders/{transcoder}"
                 graphs = entries_of("graphs", models=model, transcoders=transcoder)
-                graphs = [name for name in graphs if config["graphs"][name]["task"] in TASKS]
+                graphs = [g for g in graphs if config["graphs"][g]["task"] in tasks_of(model)]
                 files += [f"{folder}/{name}" for name in ("clt.safetensors", *tables)]
                 files += [f"{folder}/graphs/{name}.{end}" for name in graphs for end in of_graph]
     return files
