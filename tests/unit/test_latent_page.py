@@ -182,7 +182,7 @@ def test_headline_and_index_link_to_the_page(world):
     entry = LatentEntry(
         "demo-2l", "wiki", "small", {"report": "demo-2l/wiki/latents/small.html"}, numbers
     )
-    page = index_page([], {}, [entry])
+    page = index_page([], {}, latents=[entry])
     assert "href='demo-2l/wiki/latents/small.html'" in page
     assert "Latents of dictionaries" in page and "4 of 4" in page and "0 of 1" in page
     assert "Latents of dictionaries" not in index_page([], {})

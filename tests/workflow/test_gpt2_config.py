@@ -94,7 +94,9 @@ def test_other_sizes_are_one_line_away(place: Path) -> None:
     sizes = {name: entry for line in lines for name, entry in yaml.safe_load(line).items()}
     assert list(sizes) == ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"]
     assert len({entry["revision"] for entry in sizes.values()}) == 4
-    config = complete_config({**merged(), "models": sizes}, place, place)
+    # As in the file, the embedded models are left out by null.
+    models = {**merged()["models"], **sizes}
+    config = complete_config({**merged(), "models": models}, place, place)
     assert all(config["models"][n]["hub"] == f"openai-community/{n}" for n in sizes)
 
 

@@ -238,6 +238,7 @@ def every_result():
         *for_each("results/report/{model}/{source}/heads.ipynb"),
         *prompt_files(),
         *dictionary_results(),
+        *latent_results(),
         *circuit_files(),
         *circuit_pages(),
         *transcoder_results(),
