@@ -68,7 +68,7 @@ def same(first, second):
 
 def test_planted_features_are_recovered(world, tmp_path):
     chunk, _, write = world
-    settings = replace(SETTINGS, tokens=128 * 500, learning_rate=5e-3)
+    settings = replace(SETTINGS, tokens=128 * 500, learning_rate=2e-2)
     clt, history = run(chunk, tmp_path, settings, checkpoint_every=10_000)
     assert history[-1, :, 1].max() < 0.05
     for layer in range(LAYERS):

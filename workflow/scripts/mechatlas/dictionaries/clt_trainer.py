@@ -161,7 +161,8 @@ class CltTrainer:
         if self.check is not None and (step + 1) % self.check_every == 0:
             fvu = self.validation_fvu(self.check)
             best, since = self.best.tolist()
-            self.best[:] = torch.tensor([fvu, 0.0] if fvu < best else [best, since + 1])
+            latest = [fvu, 0.0] if fvu < best else [best, since + 1]
+            self.best[:] = torch.tensor(latest, dtype=self.best.dtype)
             logger.info("validation: %.4f of the variance unexplained", fvu)
 
     def measure(self) -> Tensor:
