@@ -125,7 +125,7 @@ def test_missing_texts_are_one_line(place: Path) -> None:
     ("files", "says"), [(["*.raw"], "matches no file"), (["mine.yaml"], "is no WikiText file")]
 )
 def test_wrong_wikitext_files_are_one_line(files: list[str], says: str, place: Path) -> None:
-    sources = {"wiki": {"kind": "wikitext", "files": files}}
+    sources = dict.fromkeys(merged()["sources"]) | {"wiki": {"kind": "wikitext", "files": files}}
     with pytest.raises(ConfigError) as caught:
         complete_config({**merged(), "sources": sources}, place, place)
     (line,) = caught.value.errors
