@@ -30,10 +30,10 @@ PLANNED = {
     "wiki2": {"prepare_documents": 3, "fetch_source": 2, "report_heads": 3},
     "gpt2-medium": {"fetch_model": 1, "report_heads": 2},
     "[programs]": {"explain_heads": 2, "capture_heads": 2, "ask_explainer": 0},
-    "paper-seqcont.yaml results/gpt2/tasks/numerals/nodes": {"prune_nodes": 1, "trace_edges": 0},
+    "paper-seqcont.yaml -- results/gpt2/tasks/numerals/nodes": {"prune_nodes": 1, "trace_edges": 0},
     "one_iter": {"prune_nodes": 3, "compare_published": 1},
     "circuits --cores 4 --resources gpu=1 --configfile config/paper-seqcont": {"trace_edges": 3},
-    "paper-ioi.yaml results": {"measure_components": 1, "prune_nodes": 0},
+    "paper-ioi.yaml -- results": {"measure_components": 1, "prune_nodes": 0},
     "mine.yaml": {"prepare_documents": 2, "capture_heads": 8},
 }
 
