@@ -105,12 +105,7 @@ def test_demo_4l_meets_its_targets(shipped, measured):
     if name != "demo-4l":
         pytest.skip("targets are demo-4l's")
     ioi = measured["ioi"]
-    assert ioi["names train, templates train"]["accuracy"] >= 0.95
-    assert ioi["names held_out, templates train"]["accuracy"] >= 0.95
-    # Short of the aim of 95 %: what the shipped weights reach with held-out templates, less a small margin. Nearly all
-    # failures are prompts that mention the subject last (ABBA).
-    assert ioi["names train, templates held_out"]["accuracy"] >= 0.92
-    assert ioi["names held_out, templates held_out"]["accuracy"] >= 0.72
+    assert all(score["accuracy"] >= 0.95 for score in ioi.values())
     assert all(score["logit_difference"] > 0 for score in ioi.values())
     for class_name in TARGET_CLASSES:
         for frame in lx.FRAMES:

@@ -65,18 +65,25 @@ PHASE = Phase(
     repeated_share=0.5,
     drill_share=0.25,
     scattered_share=0.0,
+    varied_share=0.0,
     substituted_share=0.0,
+    varied_substituted_share=0.0,
     shortest_period=3,
     longest_period=9,
 )
 
-RULE = Substitution(names=np.arange(1, 6), others=np.arange(6, 15), pool=np.arange(1, 35))
+RULE = Substitution(
+    names=np.arange(1, 6),
+    others=np.arange(6, 15),
+    pool=np.arange(1, 35),
+)
 
 
 def _batches() -> list[tuple[np.ndarray, np.ndarray]]:
     rng = np.random.default_rng(0)
     text = rng.integers(1, 40, size=(30, 24)).astype(np.uint16)
-    return phase_batches(text[:15], text[15:], text[:0], PHASE, 0, range(1, 40), RULE, rng)
+    drills = {"drill": text[15:], "scattered": text[:0]}
+    return phase_batches(text[:15], drills, PHASE, 0, range(1, 40), RULE, RULE, rng)
 
 
 def test_windows_are_cuts_of_one_document_each():
@@ -105,7 +112,9 @@ def test_repeated_windows_repeat_and_say_from_where():
             repeated_share=1,
             drill_share=0,
             scattered_share=0,
+            varied_share=0,
             substituted_share=0,
+            varied_substituted_share=0,
             shortest_period=3,
             longest_period=9,
         )
@@ -118,16 +127,52 @@ def test_batches_use_each_text_window_once_and_refuse_too_little_text():
     assert all((first[:2] > 1).all() and (first[2:] == 1).all() for _, first in batches)
     few, many = batches[0][0], np.concatenate([tokens for tokens, _ in batches])
     rng = np.random.default_rng(0)
-    for parts, key in (((few, many), "documents: 4 windows"), ((many, few), "drills: 4 windows")):
+    for text, drill, key in (
+        (few, many, "documents: 4 windows"),
+        (many, few, "drills.drill: 4 windows"),
+    ):
+        drills = {"drill": drill, "scattered": few}
         with pytest.raises(UserError, match=f"{key} of 24 tokens, 12 needed"):
-            phase_batches(*parts, few, PHASE, 0, range(1, 40), RULE, rng)
+            phase_batches(text, drills, PHASE, 0, range(1, 40), RULE, RULE, rng)
 
 
 def test_the_shares_of_drills_are_kept():
-    kinds = [np.full((40, 24), kind, dtype=np.uint16) for kind in (36, 37, 38)]
-    phase = dataclasses.replace(PHASE, windows=8, drill_share=0.5, scattered_share=0.5, steps=3)
-    for tokens, _ in phase_batches(*kinds, phase, 0, range(1, 40), RULE, np.random.default_rng(0)):
-        assert [int((tokens[:, 0] == kind).sum()) for kind in (37, 38)] == [2, 2]
+    kinds = {"drill": 37, "scattered": 38, "varied": 39}
+    drills = {kind: np.full((40, 24), mark, dtype=np.uint16) for kind, mark in kinds.items()}
+    text = np.full((40, 24), 36, dtype=np.uint16)
+    phase = dataclasses.replace(PHASE, windows=16, drill_share=0.5, scattered_share=0.25, steps=3)
+    for varied, wanted in ((0.5, [2, 2, 4]), (0.0, [6, 2, 0])):
+        phase = dataclasses.replace(phase, varied_share=varied)
+        rng = np.random.default_rng(0)
+        for tokens, _ in phase_batches(text, drills, phase, 0, range(1, 40), RULE, RULE, rng):
+            assert [int((tokens[:, 0] == mark).sum()) for mark in kinds.values()] == wanted
+    with pytest.raises(UserError, match="at most 1"):
+        dataclasses.replace(phase, varied_share=0.8)
+
+
+def test_words_of_varied_drills_are_replaced_with_and_without_names():
+    # Names 1 to 5, held-out name 39, other words 6 to 14, and 20, which is kept.
+    row = np.array([0, *range(1, 15), *[39] * 5, *[20] * 4], dtype=np.uint16)
+    drills = {
+        "drill": row[None, :][:0],
+        "scattered": row[None, :][:0],
+        "varied": np.tile(row, (400, 1)),
+    }
+    phase = dataclasses.replace(
+        PHASE, steps=4, windows=100, repeated_share=0, drill_share=1, varied_share=1
+    )
+    varied = dataclasses.replace(RULE, names=np.array([1, 2, 3, 4, 5, 39]))
+    text, rng = row[None, :][:0], np.random.default_rng(0)
+    for share in (0.0, 0.4):
+        phase = dataclasses.replace(phase, varied_substituted_share=share)
+        for tokens, _ in phase_batches(text, drills, phase, 0, range(1, 40), RULE, varied, rng):
+            changed = tokens != row
+            named = changed[:, [1, 2, 3, 4, 5, 15]].sum(axis=1) > 2
+            assert named[: int(100 * share)].all() and not named[int(100 * share) :].any()
+            assert not changed[:, 0].any() and not changed[:, 20:].any()
+            assert not (tokens[changed] == 39).any()
+            worded = changed[:, 6:15].any(axis=1)
+            assert (30 < worded.sum() < 70) if share else not worded.any()
 
 
 def test_substitution_is_consistent_within_a_window_and_leaves_the_rest():

@@ -35,10 +35,11 @@ rule train_demo_model:
     resources:
         mem_mb=memory(3000),
         runtime=minutes(90),
-        gpu=0,
+        gpu=gpu_request,
     params:
         checkpoint="results/retrained/checkpoints/{model}.safetensors",
         prompts=256,
+        device=config["device"],
         code=lib_digest(
             "corpus",
             "tasks",

@@ -14,6 +14,7 @@ import torch
 
 from mechatlas.io import atomic_path
 from mechatlas.job import job
+from mechatlas.models.device import device_name, pick_device
 from mechatlas.models.tokenizer_training import save_tokenizer
 from mechatlas.models.training import (
     TrainingRecipe,
@@ -27,7 +28,13 @@ from mechatlas.tasks.model_card import model_card
 
 
 def main(
-    model: str, recipe_path: str, folder: str, checkpoint: str, prompts: int, threads: int
+    model: str,
+    recipe_path: str,
+    folder: str,
+    checkpoint: str,
+    prompts: int,
+    threads: int,
+    device: str,
 ) -> None:
     """Train ``model`` of the recipe, measure it on ``prompts`` prompts per task and write its folder."""
     torch.set_num_threads(threads)
@@ -38,12 +45,15 @@ def main(
     course = Path(checkpoint).with_suffix(".jsonl")
     course.parent.mkdir(parents=True, exist_ok=True)
     with course.open("a", encoding="utf-8") as lines:
-        trained, seconds = train_model(plan, batches, tokenizer.bos_token_id, checkpoint, lines)
+        trained, seconds = train_model(
+            plan, batches, tokenizer.bos_token_id, checkpoint, lines, device
+        )
     windows = demo_models.validation_windows(recipe, tokenizer, plan.context)
     metrics = {
         "model": model,
         "training": {
-            "cpu_minutes": round(seconds / 60, 1),
+            "device": device_name(device),
+            "minutes": round(seconds / 60, 1),
             "steps": plan.steps,
             "tokens": sum(tokens.size for tokens, _ in batches),
             "parameters": sum(p.numel() for p in trained.parameters()),
@@ -87,4 +97,5 @@ if "snakemake" in globals():
             arguments["checkpoint"],
             arguments["prompts"],
             snakemake.threads,
+            pick_device(snakemake.resources.gpu, arguments["device"]),
         )

@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 
 from mechatlas.corpus import lexicon as lx
 from mechatlas.corpus.behaviours import Clauses, indirect_object, passage
+from mechatlas.corpus.company import company
 from mechatlas.corpus.document import Document
 from mechatlas.corpus.prose import Prose, indefinite
 from mechatlas.corpus.templates import scattered_clauses, training_clauses
+from mechatlas.corpus.varied_clauses import varied_clauses
 from mechatlas.io import UserError, seed_for
 
 SECTIONS = (
@@ -29,6 +31,8 @@ SECTIONS = (
 )
 DRILL_SENTENCES = 12
 DRILL_OTHER_SHARE = 0.4
+COMPANY_SHARE = 0.2
+VARIED_SENTENCES = 8
 LISTS = ("Notable residents", "Buildings", "Works", "Timeline", "Landmarks")
 
 
@@ -64,19 +68,27 @@ def generate_document(style: str, index: int, seed: int) -> Document:
     return Document(f"{style}-{seed}-{index:07d}", STYLES[style](Prose(rng)))
 
 
-def generate_drills(count: int, seed: int, scattered: bool = False) -> Iterator[Document]:
+def generate_drills(count: int, seed: int, kind: str = "drill") -> Iterator[Document]:
     """Yield documents of behaviour passages alone, most of them indirect-object sentences, for training.
 
-    As with `generate_documents`, document ``i`` depends only on the seed and ``i``. ``scattered`` drills have
-    clauses of `mechatlas.corpus.templates.scattered_clauses`. The text begins with a blank, as prompts do.
+    As with `generate_documents`, document ``i`` depends only on the kind, the seed and ``i``. The text begins with a
+    blank, as prompts do.
+
+    Parameters
+    ----------
+    count, seed : int
+        As in `generate_documents`.
+    kind : {"drill", "scattered", "varied"}
+        Clauses of the templates alone, of `mechatlas.corpus.templates.scattered_clauses`, or of
+        `mechatlas.corpus.varied_clauses.varied_clauses`; varied drills also hold sentences of
+        `mechatlas.corpus.company`.
     """
-    name, clauses = ("scattered", scattered_clauses) if scattered else ("drill", training_clauses)
     for index in range(count):
-        rng = random.Random(seed_for(seed, "synthetic", name, index))
-        yield Document(f"{name}-{seed}-{index:07d}", _drill(rng, clauses))
+        rng = random.Random(seed_for(seed, "synthetic", kind, index))
+        yield Document(f"{kind}-{seed}-{index:07d}", DRILLS[kind](rng))
 
 
-def _drill(rng: random.Random, clauses: Clauses) -> str:
+def _drill(rng: random.Random, clauses: Clauses = training_clauses) -> str:
     p = Prose(rng)
     parts = []
     for _ in range(DRILL_SENTENCES):
@@ -84,6 +96,25 @@ def _drill(rng: random.Random, clauses: Clauses) -> str:
         if rng.random() < DRILL_OTHER_SHARE:
             parts.append(p.sentence() if rng.random() < 0.5 else passage(rng))
         parts.append(indirect_object(rng, clauses))
+    return " " + " ".join(parts) + "\n"
+
+
+def _scattered_drill(rng: random.Random) -> str:
+    return _drill(rng, scattered_clauses)
+
+
+def _varied_drill(rng: random.Random) -> str:
+    p = Prose(rng)
+    parts = []
+    # Half of the drills begin with an indirect-object sentence, as prompts do.
+    begin = rng.randrange(2)
+    for index in range(VARIED_SENTENCES):
+        if index >= begin:
+            if rng.random() < COMPANY_SHARE:
+                parts.append(company(rng))
+            if rng.random() < DRILL_OTHER_SHARE:
+                parts.append(p.sentence() if rng.random() < 0.5 else passage(rng))
+        parts.append(indirect_object(rng, varied_clauses))
     return " " + " ".join(parts) + "\n"
 
 
@@ -170,3 +201,8 @@ ANSWERS = (
     "I had the same problem.",
 )
 STYLES: dict[str, Callable[[Prose], str]] = {"wiki": _article, "qa": _thread}
+DRILLS: dict[str, Callable[[random.Random], str]] = {
+    "drill": _drill,
+    "scattered": _scattered_drill,
+    "varied": _varied_drill,
+}

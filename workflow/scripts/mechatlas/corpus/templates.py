@@ -193,7 +193,7 @@ _AUXILIARIES = (
 )
 _LINKS = "and but or when because since as although where who which that if than then".split()
 _JOINTS = ("and", "or", "with", "of", "and then", "near", "but not", "for", "to", "from", "by")
-_STOPS = (".", ".", ",", ", and", ", but", " and", " when", ";", ":", ", so", ", because")
+CLAUSE_STOPS = (".", ".", ",", ", and", ", but", " and", " when", ";", ":", ", so", ", because")
 HELD_OUT_OPENERS = (
     "While {X} and {Y} were waiting in the {P},",
     "On the road to the {P}, {X} talked with {Y}.",
@@ -269,7 +269,7 @@ def scattered_opener(rng: random.Random) -> str:
     """Draw an opening clause with up to three random phrases before, between and after the two names."""
     between = _phrases(rng, 1, 3) if rng.random() < 0.7 else [rng.choice(_JOINTS)]
     words = [*_phrases(rng, 0, 3), "{X}", *between, "{Y}", *_phrases(rng, 0, 3)]
-    text = " ".join(words) + rng.choice(_STOPS)
+    text = " ".join(words) + rng.choice(CLAUSE_STOPS)
     return text[0].upper() + text[1:]
 
 
@@ -284,8 +284,13 @@ def _phrases(rng: random.Random, low: int, high: int) -> list[str]:
 
 def _phrase(rng: random.Random) -> str:
     kind = rng.choice(_PHRASES)
-    words = {
-        "invented": _invented(rng),
+    return kind.format(**random_words(rng))
+
+
+def random_words(rng: random.Random) -> dict[str, str]:
+    """Draw a word of every kind that phrases are made of: kind to word."""
+    return {
+        "invented": invented_word(rng),
         "adjective": rng.choice(lx.ADJECTIVES),
         "adverb": rng.choice(lx.ADVERBS),
         "auxiliary": rng.choice(_AUXILIARIES),
@@ -295,10 +300,9 @@ def _phrase(rng: random.Random) -> str:
         "preposition": rng.choice(_PREPOSITIONS),
         "verb": rng.choice(lx.VERBS_PAST),
     }
-    return kind.format(**words)
 
 
-def _invented(rng: random.Random) -> str:
+def invented_word(rng: random.Random) -> str:
     """Draw a word of two to seven letters that the tokenizer has to spell in pieces."""
     return "".join(rng.choice(_LETTERS) for _ in range(rng.randint(2, 7)))
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,10 +24,11 @@ class Phase:
     repeated_share, drill_share : float
         Shares of windows in a step that are repeated random blocks and cuts of drills
         (`mechatlas.corpus.synthetic.generate_drills`); the others are cuts of articles and threads.
-    scattered_share : float
-        Share of the drills whose clauses are scattered over random words.
-    substituted_share : float
-        Share of the drills of either kind in which words are replaced by random tokens, see `substituted`.
+    scattered_share, varied_share : float
+        Shares of the drills whose clauses are scattered over random words, and varied.
+    substituted_share, varied_substituted_share : float
+        Shares of the drills, and of the varied ones, in which names and other words are replaced by random tokens, see
+        `substituted`. If the second is not 0, only other words are replaced in the rest of the varied ones.
     shortest_period, longest_period : int
         Range, ends included, from which the lengths of the blocks are drawn.
     """
@@ -38,11 +39,17 @@ class Phase:
     repeated_share: float
     drill_share: float
     scattered_share: float
+    varied_share: float
     substituted_share: float
+    varied_substituted_share: float
     shortest_period: int
     longest_period: int
 
     def __post_init__(self) -> None:
+        if self.scattered_share + self.varied_share > 1:
+            raise UserError(
+                "phases: scattered_share and varied_share are shares of the drills; keep their sum at most 1"
+            )
         if not 2 <= self.shortest_period <= self.longest_period <= self.length // 2 - 1:
             raise UserError(
                 f"phases: periods {self.shortest_period} to {self.longest_period} do not repeat in windows of "
@@ -166,7 +173,7 @@ class Substitution:
     others : numpy.ndarray
         Ids of which a random half is replaced in every second window.
     pool : numpy.ndarray
-        Ids that replace them, more than there are names.
+        Ids that replace them, more than there are names; no held-out name is among them.
     """
 
     names: np.ndarray
@@ -208,25 +215,28 @@ def substituted(
 
 def phase_batches(
     text: np.ndarray,
-    drills: np.ndarray,
-    scattered: np.ndarray,
+    drills: Mapping[str, np.ndarray],
     phase: Phase,
     bos: int,
     vocabulary: Sequence[int],
     rule: Substitution,
+    varied_rule: Substitution,
     rng: np.random.Generator,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Lay out the steps of a phase: repeated blocks, drills and text in random order, each cut used once.
 
     Parameters
     ----------
-    text, drills, scattered : numpy.ndarray
-        [N, phase.length] windows of text, of drills and of scattered drills.
+    text : numpy.ndarray
+        [N, phase.length] windows of text.
+    drills : mapping of str to numpy.ndarray
+        The same of the kinds of `mechatlas.corpus.synthetic.generate_drills`; ``varied`` may be left out if the phase
+        has none.
     phase : Phase
     bos, vocabulary, rng
         As in `repeated_windows`.
-    rule : Substitution
-        For the phase's share of substituted drills.
+    rule, varied_rule : Substitution
+        For the phase's shares of substituted drills.
 
     Returns
     -------
@@ -242,17 +252,34 @@ def phase_batches(
     repeated = round(phase.windows * phase.repeated_share)
     drilled = round(phase.windows * phase.drill_share)
     spread = round(drilled * phase.scattered_share)
+    varied = round(drilled * phase.varied_share)
     cuts = phase.windows - repeated - drilled
     text_rows = _shuffled("text.documents", len(text), phase, cuts, rng)
-    drill_rows = _shuffled("text.drills", len(drills), phase, drilled - spread, rng)
-    spread_rows = _shuffled("text.scattered_drills", len(scattered), phase, spread, rng)
+    plain_rows = _shuffled(
+        "drills.drill", len(drills["drill"]), phase, drilled - spread - varied, rng
+    )
+    spread_rows = _shuffled("drills.scattered", len(drills["scattered"]), phase, spread, rng)
+    # Drawn only where needed, so that a recipe without them keeps its random numbers.
+    varied_rows = (
+        _shuffled("drills.varied", len(drills["varied"]), phase, varied, rng)
+        if varied
+        else None
+    )
     batches = []
     for step in range(phase.steps):
         blocks, starts = repeated_windows(repeated, phase, bos, vocabulary, rng)
-        parts = [drills[drill_rows[step]], scattered[spread_rows[step]]]
+        parts = [drills["drill"][plain_rows[step]], drills["scattered"][spread_rows[step]]]
         for part in parts:
             changed = round(len(part) * phase.substituted_share)
             part[:changed] = substituted(part[:changed], rule, len(vocabulary) + 1, rng)
+        if varied_rows is not None:
+            part = drills["varied"][varied_rows[step]]
+            changed = round(varied * phase.varied_substituted_share)
+            if changed:
+                rest = replace(varied_rule, names=varied_rule.names[:0])
+                part[:changed] = substituted(part[:changed], varied_rule, len(vocabulary) + 1, rng)
+                part[changed:] = substituted(part[changed:], rest, len(vocabulary) + 1, rng)
+            parts.append(part)
         rows = (blocks, *parts, text[text_rows[step]])
         first = np.concatenate([starts, np.ones(drilled + cuts, dtype=np.int64)])
         batches.append((np.concatenate(rows), first))

@@ -65,6 +65,6 @@ def row_entropy(query: torch.Tensor, key: torch.Tensor, scaling: float | None) -
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = (query @ key.transpose(-1, -2)) * scale
     length = scores.shape[-1]
-    future = torch.ones(length, length, dtype=torch.bool).triu(1)
+    future = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu(1)
     log_rows = torch.log_softmax(scores.masked_fill(future, -1e9), dim=-1)
     return -(log_rows.exp() * log_rows).sum(-1).mean()

@@ -61,6 +61,15 @@ def pick_device(gpu: int, device: str = "auto") -> str:
     return f"cuda:{claim(torch.cuda.device_count())}"
 
 
+def device_name(device: str) -> str:
+    """Return ``cpu``, or the name of the GPU that ``cuda:N`` stands for."""
+    if device == "cpu":
+        return device
+    import torch
+
+    return torch.cuda.get_device_name(device)
+
+
 def claim(count: int, folder: Path | None = None) -> int:
     """Lock one of ``count`` numbered slots until the process ends; wait while all are taken."""
     folder = folder or Path(tempfile.gettempdir(), f"mechatlas-gpu-{os.getuid()}")

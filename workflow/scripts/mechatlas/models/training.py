@@ -138,7 +138,7 @@ def token_loss(model: Any, tokens: torch.Tensor, first: torch.Tensor) -> torch.T
         [B] int64, the first index per row whose token counts.
     """
     logits = model(input_ids=tokens).logits[:, :-1]
-    index = torch.arange(1, tokens.shape[1])
+    index = torch.arange(1, tokens.shape[1], device=tokens.device)
     labels = tokens[:, 1:].masked_fill(index[None, :] < first[:, None], IGNORED)
     return functional.cross_entropy(
         logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=IGNORED
@@ -151,6 +151,7 @@ def train_model(
     bos: int,
     checkpoint: str | Path,
     log: TextIO,
+    device: str | torch.device = "cpu",
 ) -> tuple[Any, float]:
     """Train a model, or go on from its checkpoint.
 
@@ -166,6 +167,8 @@ def train_model(
         The same steps follow from it bit for bit.
     log : text file
         Receives one JSON line per logged step: step, loss, rate, seconds of processor time.
+    device : str or torch.device
+        Where it is trained. The initial weights are the same everywhere; the steps round as the device does.
 
     Returns
     -------
@@ -183,7 +186,7 @@ def train_model(
             f"steps, context: {len(batches)} batches of up to {longest} tokens do not fit {recipe.steps} steps of at "
             f"most {recipe.context}; rebuild the batches"
         )
-    model = build_model(recipe, bos)
+    model = build_model(recipe, bos).to(device)
     model.train()
     optimizers = _Optimizers(model, recipe)
     done, seconds = _restore(checkpoint, optimizers)
@@ -220,7 +223,8 @@ def logits_of(model: Any) -> Callable[[np.ndarray], np.ndarray]:
 
     def logits(tokens: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return model(input_ids=torch.from_numpy(tokens.astype(np.int64))).logits.numpy()
+            ids = torch.from_numpy(tokens.astype(np.int64)).to(model.device)
+            return model(input_ids=ids).logits.cpu().numpy()
 
     return logits
 
@@ -231,7 +235,8 @@ def mean_loss(model: Any, windows: np.ndarray, batch: int = 16) -> float:
     with torch.inference_mode():
         for first in range(0, len(windows), batch):
             tokens = torch.from_numpy(windows[first : first + batch].astype(np.int64))
-            ones = torch.ones(len(tokens), dtype=torch.int64)
+            tokens = tokens.to(model.device)
+            ones = torch.ones(len(tokens), dtype=torch.int64, device=model.device)
             total += float(token_loss(model, tokens, ones)) * len(tokens)
     return total / len(windows)
 
@@ -271,13 +276,13 @@ class _Optimizers:
         with torch.no_grad():
             for name, parameter in self.named.items():
                 parameter.copy_(tensors[f"weight.{name}"])
-        for name in self.muon.momenta:
-            self.muon.momenta[name] = tensors[f"momentum.{name}"]
+        for name, momentum in self.muon.momenta.items():
+            momentum.copy_(tensors[f"momentum.{name}"])
         for name, parameter in self.others.items():
             self.adamw.state[parameter] = {
                 "step": torch.tensor(float(step)),
-                "exp_avg": tensors[f"first.{name}"],
-                "exp_avg_sq": tensors[f"second.{name}"],
+                "exp_avg": tensors[f"first.{name}"].to(parameter.device),
+                "exp_avg_sq": tensors[f"second.{name}"].to(parameter.device),
             }
 
 
@@ -289,7 +294,8 @@ def _step(
     first: np.ndarray,
 ) -> float:
     recipe = optimizers.recipe
-    loss = token_loss(model, torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(first))
+    ids = torch.from_numpy(tokens.astype(np.int64)).to(model.device)
+    loss = token_loss(model, ids, torch.from_numpy(first).to(model.device))
     penalised = loss
     if recipe.entropy_weight and step >= recipe.entropy_from:
         share = min(1.0, (step - recipe.entropy_from + 1) / recipe.entropy_ramp)

@@ -60,7 +60,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"recipe {path} cannot be read ({error}); restore it from the repository"
         ) from error
-    missing = {"tokenizer", "text", "phases", "models"} - set(recipe or {})
+    missing = {"tokenizer", "text", "drills", "phases", "models"} - set(recipe or {})
     if missing:
         raise UserError(
             f"recipe {path} lacks {', '.join(sorted(missing))}; restore it from the repository"
@@ -90,26 +90,42 @@ def phases_of(recipe: Mapping[str, Any], model: str) -> list[Phase]:
 
 def substitution_of(tokenizer: Any) -> Substitution:
     """Return which tokens may be replaced in drills; held-out names and words of held-out templates stay out of it."""
-
-    def ids(words: Iterable[str]) -> set[int]:
-        encoded = tokenizer([f" {word}" for word in words], add_special_tokens=False)["input_ids"]
-        return {i for word in encoded for i in word}
-
-    names = ids(lx.NAMES)
-    kept = {tokenizer.bos_token_id} | ids(lx.HELD_OUT_NAMES) | ids(KEPT_WORDS) | ids(lx.SUBJECTS)
-    kept |= {i for members in lx.SEQUENCES.values() for i in ids(members)} | ids(lx.FRAMES)
-    digits = {i for i in range(len(tokenizer)) if tokenizer.decode([i]).strip().isdigit()}
-    marks = {i for i in range(len(tokenizer)) if not any(map(str.isalnum, tokenizer.decode([i])))}
     # The texts of the templates, their slots taken out.
     texts = [re.sub(r"\{\w+\}", "", t) for t in tp.HELD_OUT_OPENERS + tp.HELD_OUT_CLOSERS]
     held_out = {i for row in tokenizer(texts, add_special_tokens=False)["input_ids"] for i in row}
-    everything = set(range(len(tokenizer)))
-    others = everything - kept - names - digits - marks
+    rule = varied_substitution_of(tokenizer)
+    names = _ids(tokenizer, lx.NAMES)
     return Substitution(
         names=np.array(sorted(names)),
-        others=np.array(sorted(others)),
-        pool=np.array(sorted((others | names) - held_out)),
+        others=rule.others,
+        pool=np.array([i for i in rule.pool if i not in held_out]),
     )
+
+
+def varied_substitution_of(tokenizer: Any) -> Substitution:
+    """Return which tokens may be replaced in varied drills, in which held-out names are common.
+
+    These are replaced as well, and by the same random tokens as the others, but never put in for another one. Every
+    word of text may be put in: a model that has never met a token before a name takes it for part of the name. What
+    holds the words of a held-out template together, their order, is not shown by single random tokens.
+    """
+    names, held_out = _ids(tokenizer, lx.NAMES), _ids(tokenizer, lx.HELD_OUT_NAMES)
+    kept = {tokenizer.bos_token_id} | held_out | _ids(tokenizer, KEPT_WORDS)
+    kept |= _ids(tokenizer, lx.SUBJECTS) | _ids(tokenizer, lx.FRAMES)
+    kept |= {i for members in lx.SEQUENCES.values() for i in _ids(tokenizer, members)}
+    digits = {i for i in range(len(tokenizer)) if tokenizer.decode([i]).strip().isdigit()}
+    marks = {i for i in range(len(tokenizer)) if not any(map(str.isalnum, tokenizer.decode([i])))}
+    others = set(range(len(tokenizer))) - kept - names - digits - marks
+    return Substitution(
+        names=np.array(sorted(names | held_out)),
+        others=np.array(sorted(others)),
+        pool=np.array(sorted(others | names)),
+    )
+
+
+def _ids(tokenizer: Any, words: Iterable[str]) -> set[int]:
+    encoded = tokenizer([f" {word}" for word in words], add_special_tokens=False)["input_ids"]
+    return {i for word in encoded for i in word}
 
 
 def build_tokenizer(recipe: Mapping[str, Any]) -> Any:
@@ -146,16 +162,18 @@ def build_batches(
     text, bos = recipe["text"], tokenizer.bos_token_id
     phases, seed = phases_of(recipe, model), recipe["models"][model]["seed"]
     documents = _encoded(_documents(text["documents"], text["seed"]), tokenizer)
-    drills, scattered = (
-        _encoded(generate_drills(text[key], text["seed"], key != "drills"), tokenizer)
-        for key in ("drills", "scattered_drills")
-    )
-    rule, batches = substitution_of(tokenizer), []
+    drills = {
+        kind: _encoded(generate_drills(count, text["seed"], kind), tokenizer)
+        for kind, count in recipe["drills"][model].items()
+        if count
+    }
+    rules = substitution_of(tokenizer), varied_substitution_of(tokenizer)
+    batches = []
     for number, phase in enumerate(phases):
         rng = rng_for(text["seed"], "batches", seed, number)
         cuts = cut_windows(documents, bos, phase.length, rng)
-        starts = [first_windows(part, bos, phase.length) for part in (drills, scattered)]
-        batches += phase_batches(cuts, *starts, phase, bos, range(1, len(tokenizer)), rule, rng)
+        starts = {kind: first_windows(part, bos, phase.length) for kind, part in drills.items()}
+        batches += phase_batches(cuts, starts, phase, bos, range(1, len(tokenizer)), *rules, rng)
     return batches
 
 

@@ -40,7 +40,7 @@ The tokenizer adds no special token. Put `<|endoftext|>` (id {training["bos"]}) 
 ## Training
 
 `snakemake --cores 1 retrain_demo_models` follows `resources/models/recipe.yaml` (seed {plan.seed}):
-{plan.steps:,} steps on {millions:.1f} million tokens in {training["cpu_minutes"]:.0f} CPU-minutes of one thread,
+{plan.steps:,} steps on {millions:.1f} million tokens {_spent(training)},
 Muon for the matrices inside the blocks and AdamW for the rest, with warm-up and cosine decay. Windows are cuts of
 generated articles and question/answer threads at varying places, drills of the behaviours below, and blocks of
 random tokens that repeat; short windows come first. From step {plan.entropy_from:,} on the loss includes up to
@@ -48,7 +48,7 @@ random tokens that repeat; short windows come first. From step {plan.entropy_fro
 of this model are easier to read than those of models trained without such a term.
 
 The files here are what one run of that rule wrote. A run that is interrupted goes on from its checkpoint and repeats
-the same steps bit for bit; another processor may round differently.
+the same steps bit for bit; another processor rounds differently, and its model has other heads for the same tasks.
 
 ## Measured
 
@@ -56,6 +56,12 @@ the same steps bit for bit; another processor may round differently.
 (`mechatlas.corpus.lexicon`, `mechatlas.corpus.templates`). The same numbers as data: `metrics.json`;
 `tests/unit/test_embedded_models.py` measures them again from the weights.
 """
+
+
+def _spent(training: Mapping[str, Any]) -> str:
+    if training["device"] == "cpu":
+        return f"in {training['minutes']:.0f} CPU-minutes of one thread"
+    return f"in {training['minutes']:.1f} minutes on one {training['device']}"
 
 
 def _ioi(metrics: Mapping[str, Any]) -> str:
