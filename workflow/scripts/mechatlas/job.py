@@ -31,11 +31,16 @@ from types import TracebackType
 from typing import Any
 
 from mechatlas.io import UserError
+from mechatlas.start import quicken
 
 logger = logging.getLogger("mechatlas")
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+# Scripts import this module first. Other programs that import it (tests, say) are left as they are.
+if "snakemake" in vars(sys.modules["__main__"]):
+    quicken()
 
 
 class job:  # noqa: N801 - reads as a statement: with job(snakemake) as arguments
