@@ -12,15 +12,18 @@ import atexit
 import gc
 import sys
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-#: Modules that torch imports but takes no name from; torch 2.6 to 2.13.
+if TYPE_CHECKING:  # importing it would take longer than all of this
+    from importlib.abc import Loader
+
+#: Modules that torch (2.6 to 2.13), or SciPy the last one, imports but takes no name from.
 DEFERRED = (
     *("torch._meta_registrations", "torch.distributed._meta_registrations"),
     *("torch.distributions", "torch.export", "torch.masked", "torch.quantization"),
-    *("torch.testing", "torch.utils.data"),
+    *("torch.testing", "torch.utils.data", "numpy.f2py"),
 )
 #: These may compute with shapes alone, for which the first two of `DEFERRED` register functions.
 NEED_ALL = ("torch._dynamo", "torch._inductor", "transformers")
@@ -37,7 +40,7 @@ def quicken() -> None:
         sys.meta_path.insert(0, Deferral(DEFERRED, NEED_ALL))
 
 
-class Deferral(MetaPathFinder):
+class Deferral:
     """Finder that puts off the execution of some modules until an attribute of theirs is asked for.
 
     Parameters
@@ -89,7 +92,7 @@ class DeferredModule(ModuleType):
         loader.exec_module(self)
 
 
-class _Waiting(Loader):
+class _Waiting:
     def __init__(self, loader: Loader):
         self.loader = loader
 
@@ -97,4 +100,15 @@ class _Waiting(Loader):
         return DeferredModule(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Wait."""
+        """Wait, but do what cannot wait."""
+        if module.__name__ == DEFERRED[0]:
+            _finish_generators()
+
+
+def _finish_generators() -> None:
+    """Do for ``torch.Generator`` what torch 2.13 does in a module that the first of `DEFERRED` imports."""
+    torch = sys.modules["torch"]
+    if hasattr(torch._C, "_set_generator_metaclass"):
+        from torch._opaque_base import OpaqueBaseMeta
+
+        torch._C._set_generator_metaclass(OpaqueBaseMeta)
