@@ -6,6 +6,7 @@ it, and the kernel talks over files rather than the network, so that a run works
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
@@ -97,6 +98,8 @@ def execute_notebook(source: str | Path, log: str | Path, parameters: Mapping[st
                 parameters=dict(parameters),
                 kernel_name=KERNEL,
                 progress_bar=False,
+                # Else the whole notebook is written before and after every cell, not only in the end and on an error.
+                request_save_on_cell_execute=False,
                 config=Config({"KernelManager": channel}),
             )
     except PapermillExecutionError as error:
@@ -131,6 +134,20 @@ def write_notebook(path: str | Path, notebook: Any, facts: Mapping[str, Any]) ->
     write_text(path, nbformat.writes(notebook) + "\n")
 
 
+def _without_html(notebook: Any) -> tuple[Any, dict[str, str]]:
+    """Return a copy of a notebook with marks instead of what its cells show as HTML, and what the marks stand for.
+
+    nbconvert parses all that it writes once more, which takes seconds with megabytes of figures.
+    """
+    cells, shown = copy.deepcopy(notebook), {}
+    for cell in cells.cells:
+        for output in cell.get("outputs", []):
+            if "text/html" in output.get("data", {}):
+                mark = f"<!--mx-{len(shown)}-->"
+                shown[mark], output.data["text/html"] = output.data["text/html"], mark
+    return cells, shown
+
+
 def notebook_page(notebook: Any, title: str, facts: Mapping[str, Any]) -> str:
     """Render an executed notebook as one page with hidden code and nothing that loads from elsewhere.
 
@@ -158,7 +175,10 @@ def notebook_page(notebook: Any, title: str, facts: Mapping[str, Any]) -> str:
             remove_cell_tags=["parameters", "injected-parameters"], enabled=True
         )
         exporter.register_preprocessor(remove, enabled=True)
-        body, _ = exporter.from_notebook_node(notebook)
+        cells, shown = _without_html(notebook)
+        body, _ = exporter.from_notebook_node(cells)
+    for mark, text in shown.items():
+        body = body.replace(mark, text, 1)
     colours = HtmlFormatter(style="default", nobackground=True).get_style_defs(".highlight")
     style = f"@media (prefers-color-scheme: light) {{\n{colours}\n}}\n{_STYLE}"
     return page(title, f"{_TOGGLE}\n<main>\n{body}\n</main>", facts=facts, style=style)
