@@ -99,3 +99,9 @@ def test_what_was_found_is_kept_for_the_next_process(
     (package / "models/deep.py").write_text(FILES["models/deep.py"])
     module._known.cache_clear()
     assert closure_digest(script) == read
+
+
+def test_modules_of_the_package_count_themselves(package: Path) -> None:
+    before = closure_digest(package / "models/shallow.py")
+    (package / "models/shallow.py").write_text(FILES["models/shallow.py"] + " + 1")
+    assert closure_digest(package / "models/shallow.py") != before

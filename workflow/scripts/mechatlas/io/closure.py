@@ -42,11 +42,12 @@ def closure_digest(*roots: Path) -> str:
     Parameters
     ----------
     *roots : Path
-        Scripts (.py) or notebooks (.ipynb). Their own text does not count, only what they import, directly or
-        not, anywhere in the file.
+        Scripts (.py) or notebooks (.ipynb), whose own text does not count, only what they import, directly or
+        not, anywhere in the file; or modules of this package, which count themselves, too.
     """
     digest = hashlib.sha256()
     modules = {PACKAGE / name for name in ALWAYS} | {m for root in roots for m in closure(root)}
+    modules |= {root for root in roots if root.is_relative_to(PACKAGE)}
     for path in sorted(modules):
         digest.update(f"{path.relative_to(PACKAGE)}\0{_read(path)[0]}\0".encode())
     return digest.hexdigest()[:12]
