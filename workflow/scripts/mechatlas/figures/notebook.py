@@ -20,6 +20,10 @@ from mechatlas.figures.html import page
 from mechatlas.io import UserError, write_text
 
 KERNEL = "mechatlas"
+KERNEL_START = (
+    "from mechatlas.start import quicken; quicken(); "
+    "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
+)
 LIBRARY = Path(__file__).resolve().parents[2]
 # What papermill adds that differs from run to run.
 _RUN_METADATA = ("papermill", "execution")
@@ -38,7 +42,7 @@ def jupyter_folders() -> Iterator[Path]:
         spec = Path(root, "data", "kernels", KERNEL, "kernel.json")
         spec.parent.mkdir(parents=True)
         paths = [str(LIBRARY), *filter(None, [os.environ.get("PYTHONPATH")])]
-        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        command = [sys.executable, "-c", KERNEL_START, "-f", "{connection_file}"]
         record = {
             "argv": command,
             "display_name": "Python 3",
