@@ -1,6 +1,9 @@
 """What surrounds every script of the workflow: arguments, log, threads, errors.
 
-A script is a docstring, a ``main`` with plain keyword arguments, and three lines::
+A script is a docstring, a ``main`` with plain keyword arguments, and four lines, the first of them before all other
+imports of this library, which it makes cheaper (see `mechatlas.start`)::
+
+    from mechatlas.job import job
 
     if "snakemake" in globals():
         with job(snakemake) as arguments:
