@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ FILES = {
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     root = tmp_path / "mechatlas"
     for name, text in FILES.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +33,10 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     for place in (module, digest):
         monkeypatch.setattr(place, "PACKAGE", root)
-    return root
+    monkeypatch.setattr(module, "FOUND", root / "__pycache__" / "closure.json")
+    module._known.cache_clear()
+    yield root
+    module._known.cache_clear()
 
 
 def closure_digest(root: Path) -> str:
@@ -71,3 +75,33 @@ def test_notebooks_are_followed(package: Path) -> None:
     before = closure_digest(notebook)
     (package / "score/other.py").write_text("Y = 2")
     assert closure_digest(notebook) != before
+
+
+def test_what_was_found_is_kept_for_the_next_process(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept digests are those of reading anew; files that nothing can be written beside are read all the same."""
+    ends = []
+    monkeypatch.setattr(module.atexit, "register", lambda *call: ends.append(call))
+    script = package.parent / "script.py"
+    read = closure_digest(script)
+    for function, *arguments in ends:
+        function(*arguments)
+    assert module.FOUND.is_file()
+    module._known.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_parsed", None)  # nothing may be read anew
+        assert closure_digest(script) == read
+    (package / "models/deep.py").write_text("X = 3")
+    module._known.cache_clear()
+    assert closure_digest(script) != read
+    module.FOUND.write_text("damaged")
+    (package / "models/deep.py").write_text(FILES["models/deep.py"])
+    module._known.cache_clear()
+    assert closure_digest(script) == read
+
+
+def test_modules_of_the_package_count_themselves(package: Path) -> None:
+    before = closure_digest(package / "models/shallow.py")
+    (package / "models/shallow.py").write_text(FILES["models/shallow.py"] + " + 1")
+    assert closure_digest(package / "models/shallow.py") != before

@@ -103,6 +103,8 @@ def test_scripts_of_rules_are_thin(rule: str) -> None:
     assert ast.get_docstring(ast.parse(text))
     assert "with job(snakemake" in text
     assert "def main(" in text
+    # It makes the imports after it cheaper (mechatlas/start.py).
+    assert re.search(r"^ *from mechatlas.*$", text, re.M)[0] == "from mechatlas.job import job"
     # Snakemake puts its own lines before a script, and this import may only come first.
     assert "from __future__" not in text
     assert len(text.splitlines()) < 100

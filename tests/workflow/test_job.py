@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from mechatlas.job import job, job_arguments
 from mechatlas.io import UserError
 from mechatlas.io.manifest import verify_manifest, write_manifest
-from mechatlas.job import job, job_arguments
 
 
 def fake(tmp_path: Path, **fields: dict) -> SimpleNamespace:

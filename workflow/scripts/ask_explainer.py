@@ -10,6 +10,7 @@ are kept in the store of ``llm`` as they come, so that a run that ends early goe
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mechatlas.job import job
 from mechatlas.explain.cases import Cases
 from mechatlas.explain.dataset import HeadData
 from mechatlas.explain.excerpts import HEAD
@@ -57,7 +58,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

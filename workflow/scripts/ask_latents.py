@@ -9,6 +9,7 @@ are kept in the store of ``llm`` as they come, so that a run that ends early goe
 from collections.abc import Mapping
 from typing import Any
 
+from mechatlas.job import job
 from mechatlas.explain.excerpts import LATENT
 from mechatlas.explain.language import ask_settings, explain_units
 from mechatlas.explain.latents.data import LatentData
@@ -53,7 +54,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

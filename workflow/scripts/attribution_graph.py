@@ -7,6 +7,7 @@ measured changes), summary.json, graph.html (one page).
 
 from typing import Any
 
+from mechatlas.job import job
 from mechatlas.circuits.graphs.graph import save_graph
 from mechatlas.circuits.graphs.prompt_graph import fact_lines, feature_details, make_prompt_graph
 from mechatlas.circuits.graphs.public_json import to_public
@@ -75,7 +76,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

@@ -6,8 +6,8 @@ events.layer_{l}.parquet, patterns.layer_{l}.safetensors and activations.{point}
 
 from collections.abc import Sequence
 
-from mechatlas.capture.sweep import CaptureSettings, capture_chunk
 from mechatlas.job import job
+from mechatlas.capture.sweep import CaptureSettings, capture_chunk
 from mechatlas.models.device import pick_device
 from mechatlas.models.transformer import load
 

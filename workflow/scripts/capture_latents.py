@@ -3,6 +3,7 @@
 Inputs: the chunk folder with activation shards, the folder of dictionaries. Output: the folder of codes.
 """
 
+from mechatlas.job import job
 from mechatlas.dictionaries.codes import encode_chunk
 from mechatlas.dictionaries.collection import layers_of, read_dictionary
 from mechatlas.io import file_digest, provenance, read_provenance
@@ -32,7 +33,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments, gpu=snakemake.resources.gpu)

@@ -6,6 +6,7 @@ Output: clusters.json (settings, clusters with label, medoid and units, noise).
 
 from collections.abc import Sequence
 
+from mechatlas.job import job
 from mechatlas.explain.clusters import cluster_explanations
 from mechatlas.explain.records import made_by
 from mechatlas.io import provenance, read_jsonl, write_json
@@ -31,7 +32,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

@@ -7,6 +7,7 @@ Outputs: overlap.parquet, cross_task.parquet, generation.parquet and generation_
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mechatlas.job import job
 from mechatlas.circuits.circuit_file import read_circuit
 from mechatlas.circuits.compare import (
     cross_task_table,
@@ -17,7 +18,6 @@ from mechatlas.circuits.compare import (
 )
 from mechatlas.circuits.task_data import load_tasks
 from mechatlas.io import provenance, write_table
-from mechatlas.job import job
 from mechatlas.models.device import pick_device
 
 

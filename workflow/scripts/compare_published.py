@@ -7,6 +7,7 @@ cross_task.parquet, all of one model. Output: published.parquet.
 from collections.abc import Sequence
 from pathlib import Path
 
+from mechatlas.job import job
 from mechatlas.circuits.published import beside_published
 from mechatlas.io import file_digest, provenance, write_table
 
@@ -19,7 +20,5 @@ def main(numbers: str, circuits: Sequence[str], cross_task: str, name: str, publ
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

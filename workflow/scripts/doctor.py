@@ -5,6 +5,7 @@ Params: folder (the working directory), trial_seconds, latency_seconds. No outpu
 
 import logging
 
+from mechatlas.job import job
 from mechatlas.cluster import examine, require
 
 logger = logging.getLogger("mechatlas")
@@ -18,7 +19,5 @@ def main(folder: str, trial_seconds: int, latency_seconds: int) -> None:
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

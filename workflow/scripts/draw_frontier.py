@@ -5,6 +5,7 @@ Inputs: their evaluation.parquet. Outputs: frontier.parquet (a row per dictionar
 
 from collections.abc import Sequence
 
+from mechatlas.job import job
 from mechatlas.dictionaries.frontier import frontier_table
 from mechatlas.figures.dictionaries import frontier
 from mechatlas.figures.style import write_figure
@@ -27,7 +28,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

@@ -7,6 +7,7 @@ activations of each feature).
 
 from collections.abc import Sequence
 
+from mechatlas.job import job
 from mechatlas.dictionaries.clt_evaluation import evaluate_clt
 from mechatlas.models.device import pick_device
 from mechatlas.models.transformer import load
@@ -47,7 +48,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments, gpu=snakemake.resources.gpu)

@@ -6,6 +6,7 @@ layer and metric, with intervals over documents), latents.parquet (a row per lat
 
 from collections.abc import Sequence
 
+from mechatlas.job import job
 from mechatlas.dictionaries.evaluate import evaluate_layers
 from mechatlas.models.device import pick_device
 from mechatlas.models.transformer import load
@@ -46,7 +47,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments, gpu=snakemake.resources.gpu)

@@ -9,6 +9,7 @@ Programs are fitted on train windows and chosen on validation windows; test wind
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mechatlas.job import job
 from mechatlas.capture.statistics import merged_statistics
 from mechatlas.explain.dataset import HeadData
 from mechatlas.explain.fit import explain_layer, settings_from, shuffled_sample
@@ -54,7 +55,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments, gpu=snakemake.resources.gpu)

@@ -9,6 +9,7 @@ Programs are fitted on train windows and chosen on validation windows; test wind
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mechatlas.job import job
 from mechatlas.explain.latents.data import LatentData
 from mechatlas.explain.latents.fit import LatentFitSettings, explain_all
 from mechatlas.io import provenance, write_jsonl
@@ -32,7 +33,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

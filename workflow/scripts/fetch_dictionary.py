@@ -4,8 +4,8 @@ Outputs: the .pt file, its checksum as sha256sum -c reads it, and where it comes
 download has got is kept and taken up again.
 """
 
-from mechatlas.dictionaries.fetch import fetch_openai
 from mechatlas.job import job
+from mechatlas.dictionaries.fetch import fetch_openai
 
 
 def main(

@@ -4,8 +4,8 @@ Output: ``text`` (Parquet: text, one line of the corpus in each row) and ``check
 sha256sum -c reads. Needs the network; runs once.
 """
 
-from mechatlas.corpus.fetch import fetch_wikitext
 from mechatlas.job import job
+from mechatlas.corpus.fetch import fetch_wikitext
 
 
 def main(text: str, checksum: str, source: str, config: str, split: str, revision: str) -> None:

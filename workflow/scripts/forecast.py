@@ -11,6 +11,7 @@ comparison of candidates depend on answers and come on top.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mechatlas.job import job
 from mechatlas.explain.llm.forecast import tabulate
 from mechatlas.explain.llm.requests import Request
 from mechatlas.explain.llm.settings import llm_settings_from
@@ -62,7 +63,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

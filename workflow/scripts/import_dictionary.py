@@ -7,6 +7,7 @@ each layer's dictionary; nothing is copied.
 from collections.abc import Mapping
 from typing import Any
 
+from mechatlas.job import job
 from mechatlas.dictionaries.collection import import_collection
 from mechatlas.models.config import read_config
 
@@ -20,7 +21,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

@@ -8,6 +8,7 @@ Answers are kept in the store of ``llm`` as they come, so that a run that ends e
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mechatlas.job import job
 from mechatlas.explain.latents.records import read_latent_explanations
 from mechatlas.explain.llm.client import run_units
 from mechatlas.explain.llm.settings import llm_settings_from
@@ -54,7 +55,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

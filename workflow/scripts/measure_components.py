@@ -8,11 +8,11 @@ that a killed run continues.
 from collections.abc import Mapping
 from typing import Any
 
+from mechatlas.job import job
 from mechatlas.circuits.component_study import study_components
 from mechatlas.circuits.steps import Steps
 from mechatlas.circuits.task_data import load_task_data
 from mechatlas.io import write_table, write_text
-from mechatlas.job import job
 from mechatlas.models.device import pick_device
 
 

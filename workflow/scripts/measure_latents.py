@@ -8,6 +8,7 @@ active, by how much steering promotes them), promoted_tokens.parquet (what a lat
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mechatlas.job import job
 from mechatlas.dictionaries.collection import layers_of, read_dictionary
 from mechatlas.explain.latents.data import LatentData
 from mechatlas.explain.latents.records import read_latent_explanations
@@ -67,7 +68,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments, gpu=snakemake.resources.gpu)

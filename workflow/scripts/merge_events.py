@@ -7,8 +7,8 @@ asked for, ``stats`` (head_stats.parquet: layer, head, split, rows, attention_bo
 
 from collections.abc import Sequence
 
-from mechatlas.capture.merge import merge_events, merge_statistics
 from mechatlas.job import job
+from mechatlas.capture.merge import merge_events, merge_statistics
 
 
 def main(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from mechatlas.job import job
 from mechatlas.dictionaries.directions import decoder_directions
 from mechatlas.dictionaries.latent_events import EventSettings
 from mechatlas.dictionaries.latent_merge import MergeSettings, merge_layers
@@ -50,7 +51,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

@@ -6,8 +6,8 @@ Input: ``files`` (none for generated text). Output: ``documents`` (Parquet: doc,
 from collections.abc import Sequence
 from typing import Any
 
-from mechatlas.corpus.documents import prepare_documents
 from mechatlas.job import job
+from mechatlas.corpus.documents import prepare_documents
 
 
 def main(

@@ -7,12 +7,12 @@ Inputs: prompts.jsonl, audit.json, the model folder. Outputs: circuit.json, leas
 from collections.abc import Mapping
 from typing import Any
 
+from mechatlas.job import job
 from mechatlas.circuits.circuit_file import write_circuit
 from mechatlas.circuits.node_study import study_nodes
 from mechatlas.circuits.steps import Steps
 from mechatlas.circuits.task_data import accepted_shares, load_task_data
 from mechatlas.io import write_table
-from mechatlas.job import job
 from mechatlas.models.device import pick_device
 
 

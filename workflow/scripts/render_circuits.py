@@ -6,6 +6,7 @@ notebook, the same bytes in every run). While it runs, and after a failure, the 
 
 from collections.abc import Sequence
 
+from mechatlas.job import job
 from mechatlas.figures.notebook import execute_notebook, notebook_page, write_notebook
 from mechatlas.io import provenance, read_provenance, write_text
 
@@ -38,7 +39,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments, notebook_log=str(snakemake.log.notebook))

@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from mechatlas.job import job
 from mechatlas.figures.index import CircuitEntry, Entry, LatentEntry, index_page
 from mechatlas.io import provenance, read_json, write_text
 
@@ -56,7 +57,5 @@ def _relative(path: str, index: str) -> str:
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

@@ -8,6 +8,7 @@ per test document.
 
 from collections.abc import Sequence
 
+from mechatlas.job import job
 from mechatlas.explain.dataset import HeadData
 from mechatlas.explain.records import made_by, mean_patterns, read_explanations, variants_of
 from mechatlas.io import provenance, write_table
@@ -64,7 +65,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments, gpu=snakemake.resources.gpu)

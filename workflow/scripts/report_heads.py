@@ -9,6 +9,7 @@ explainer), explanations.jsonl (the explanations of all explainers, without cont
 
 from collections.abc import Sequence
 
+from mechatlas.job import job
 from mechatlas.figures.examples import WindowTexts
 from mechatlas.figures.judge_page import judge_markdown
 from mechatlas.figures.markdown import heads_report
@@ -73,7 +74,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

@@ -8,6 +8,7 @@ by explainer), explanations.jsonl (the explanations of all explainers, without c
 
 from collections.abc import Sequence
 
+from mechatlas.job import job
 from mechatlas.figures.judge_page import judge_markdown
 from mechatlas.figures.latent_results import latent_table, latents_report
 from mechatlas.io import (
@@ -54,7 +55,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

@@ -4,9 +4,9 @@ Input: ``documents`` (Parquet: doc, text) and the tokenizer of a model folder. O
 doc, split, start, pattern_sample, tokens).
 """
 
+from mechatlas.job import job
 from mechatlas.corpus.stored import StoredDocuments
 from mechatlas.corpus.windows import sample_windows, write_windows
-from mechatlas.job import job
 from mechatlas.models.config import read_config
 from mechatlas.models.tokenizer import load_tokenizer
 

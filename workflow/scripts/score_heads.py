@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from mechatlas.job import job
 from mechatlas.explain.dataset import HeadData
 from mechatlas.explain.records import made_by, mean_patterns, read_explanations, variants_of
 from mechatlas.io import progress, provenance, read_table, write_table
@@ -51,7 +52,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

@@ -7,6 +7,7 @@ Output: scores.parquet, one row per latent, explainer, metric and control.
 
 from collections.abc import Sequence
 
+from mechatlas.job import job
 from mechatlas.explain.latents.data import LatentData
 from mechatlas.explain.latents.records import read_latent_explanations
 from mechatlas.io import provenance, read_provenance, read_table, write_table
@@ -53,7 +54,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from mechatlas.job import job
 from mechatlas.explain.dataset import HeadData
 from mechatlas.explain.records import programs_of, read_explanations
 from mechatlas.explain.selection import heads_to_explain
@@ -66,7 +67,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from mechatlas.job import job
 from mechatlas.explain.latents.data import LatentData
 from mechatlas.explain.latents.records import latent_programs, read_latent_explanations
 from mechatlas.io import progress, provenance, read_provenance, write_table
@@ -55,7 +56,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

@@ -4,6 +4,7 @@ Inputs: items.parquet, judgements.parquet, judge_usage.parquet.
 Output: judge_scores.parquet (one row per unit, explainer, scorer, metric and control; planted units among them).
 """
 
+from mechatlas.job import job
 from mechatlas.io import provenance, read_provenance, read_table, write_table
 from mechatlas.score.judge.summary import JudgeSummarySettings, summarise_judgements
 
@@ -36,7 +37,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

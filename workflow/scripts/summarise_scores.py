@@ -9,6 +9,7 @@ curves).
 
 from collections.abc import Sequence
 
+from mechatlas.job import job
 from mechatlas.explain.records import read_explanations
 from mechatlas.io import provenance, read_provenance, read_table, write_table
 from mechatlas.score.curve import summarise_curve
@@ -50,7 +51,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

@@ -7,12 +7,12 @@ folder in which decisions and finished pairs are kept, so that a killed run cont
 from collections.abc import Mapping
 from typing import Any
 
+from mechatlas.job import job
 from mechatlas.circuits.circuit_file import write_circuit
 from mechatlas.circuits.edge_study import study_edges
 from mechatlas.circuits.steps import Steps
 from mechatlas.circuits.task_data import load_task_data
 from mechatlas.io import write_table
-from mechatlas.job import job
 from mechatlas.models.device import pick_device
 
 

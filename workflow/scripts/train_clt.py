@@ -7,6 +7,7 @@ training.parquet, a row per step and layer. A killed job goes on from its checkp
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mechatlas.job import job
 from mechatlas.dictionaries.clt_settings import CltSettings
 from mechatlas.dictionaries.clt_training import train_to_files
 from mechatlas.models.device import pick_device
@@ -42,7 +43,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments, gpu=snakemake.resources.gpu)

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from mechatlas.io import atomic_path
 from mechatlas.job import job
+from mechatlas.io import atomic_path
 from mechatlas.models.device import device_name, pick_device
 from mechatlas.models.tokenizer_training import save_tokenizer
 from mechatlas.models.training import (

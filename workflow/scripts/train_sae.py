@@ -8,6 +8,7 @@ from its checkpoints.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mechatlas.job import job
 from mechatlas.dictionaries.settings import TrainingSettings
 from mechatlas.dictionaries.train import train_layers
 from mechatlas.models.device import pick_device
@@ -49,7 +50,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments, gpu=snakemake.resources.gpu)

@@ -3,6 +3,7 @@
 Param: manifest (path of the manifest). No output: the job fails and names the files that differ.
 """
 
+from mechatlas.job import job
 from mechatlas.io.manifest import verify_manifest
 
 
@@ -12,7 +13,5 @@ def main(manifest: str) -> None:
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

@@ -3,6 +3,7 @@
 Input: files (every result file and folder). Output: manifest (one line a file, as sha256sum writes it).
 """
 
+from mechatlas.job import job
 from mechatlas.io.manifest import write_manifest
 
 
@@ -12,7 +13,5 @@ def main(files: list[str], manifest: str) -> None:
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

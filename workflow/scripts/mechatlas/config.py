@@ -53,7 +53,9 @@ class ConfigError(UserError):
 @cache
 def load_schema() -> Schema:
     """Return the schema of the configuration as a dictionary."""
-    return yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    # Ten times faster than the loader in Python, and not in every build of PyYAML.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load(SCHEMA.read_text(encoding="utf-8"), loader)
 
 
 def complete_config(config: Mapping[str, Any], workdir: Path, repository: Path) -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """What surrounds every script of the workflow: arguments, log, threads, errors.
 
-A script is a docstring, a ``main`` with plain keyword arguments, and three lines::
+A script is a docstring, a ``main`` with plain keyword arguments, and four lines, the first of them before all other
+imports of this library, which it makes cheaper (see `mechatlas.start`)::
+
+    from mechatlas.job import job
 
     if "snakemake" in globals():
         with job(snakemake) as arguments:
@@ -31,11 +34,16 @@ from types import TracebackType
 from typing import Any
 
 from mechatlas.io import UserError
+from mechatlas.start import quicken
 
 logger = logging.getLogger("mechatlas")
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+# Scripts import this module first. Other programs that import it (tests, say) are left as they are.
+if "snakemake" in vars(sys.modules["__main__"]):
+    quicken()
 
 
 class job:  # noqa: N801 - reads as a statement: with job(snakemake) as arguments

@@ -25,7 +25,14 @@ from mechatlas.dictionaries.adam import Adam
 from mechatlas.dictionaries.clt import CrossLayerTranscoder, LayerScales, fold
 from mechatlas.dictionaries.clt_settings import CltSettings
 from mechatlas.dictionaries.schedule import ramp, rate_share
-from mechatlas.dictionaries.sparse import SPARSE_BELOW, decode_events, encode_events, select_topk
+from mechatlas.dictionaries.sparse import (
+    SPARSE_BELOW,
+    Select,
+    decode_events,
+    encode_events,
+    kth_largest,
+    select_topk,
+)
 from mechatlas.dictionaries.straight_through import jump_relu
 from mechatlas.dictionaries.stream import ActivationStream, Place
 from mechatlas.io import UserError, seed_for
@@ -318,8 +325,8 @@ class CltTrainer:
         """Add what the selected features write to the outputs."""
         selects = self._selects(inputs)
         fired, counts = torch.zeros_like(self.silent, dtype=torch.bool), []
-        for layer, (x, select) in enumerate(zip(inputs, selects, strict=True)):
-            tokens, features, values = encode_events(x, *self._encoder(layer), select)
+        for layer, (x, (select, pre)) in enumerate(zip(inputs, selects, strict=True)):
+            tokens, features, values = encode_events(x, *self._encoder(layer), select, pre)
             shape = len(x), self.settings.features
             if len(values) <= SPARSE_BELOW * shape[0] * shape[1]:
                 for first, rows, scale in self._rows(layer):
@@ -333,25 +340,29 @@ class CltTrainer:
             counts.append(len(values) / len(x))
         self._seen |= {"fired": fired, "l0": torch.tensor(counts, device=self.device)}
 
-    def _selects(self, inputs: list[Tensor]) -> list[Any]:
-        """Return for each layer a function that selects features; those of batchtopk compete over layers, too."""
+    def _selects(self, inputs: list[Tensor]) -> list[tuple[Select, Tensor | None]]:
+        """Return for each layer a function that selects features, and the pre-activations if that took them.
+
+        The features of batchtopk compete over layers, too.
+        """
         settings = self.settings
         if settings.activation == "topk":
-            return [select_topk(settings.k)] * self.n_layers
+            return [(select_topk(settings.k), None)] * self.n_layers
         with torch.no_grad():
             norms = [self._norms(layer) for layer in range(self.n_layers)]
-            written = [
-                (F.linear(x, *self._encoder(i)) * norms[i]).flatten() for i, x in enumerate(inputs)
-            ]
+            pres = [F.linear(x, *self._encoder(i)) for i, x in enumerate(inputs)]
+            written = [(pre * norm).flatten() for pre, norm in zip(pres, norms, strict=True)]
             every = torch.cat(written).float()
-            cut = every.topk(settings.k * self.n_layers * len(inputs[0]), sorted=False).values.min()
-            cut = cut.clamp_min(0)
+            cut = kth_largest(every, settings.k * self.n_layers * len(inputs[0])).clamp_min(0)
             self.threshold.lerp_(cut[None], THRESHOLD_RATE if bool(self.threshold) else 1.0)
 
         def select(pre: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
             return ((pre * norm >= cut) & (pre > 0)).nonzero(as_tuple=True)
 
-        return [lambda pre, norm=norm: select(pre, norm) for norm in norms]
+        return [
+            (lambda pre, norm=norm: select(pre, norm), own)
+            for norm, own in zip(norms, pres, strict=True)
+        ]
 
     def _encoder(self, layer: int) -> tuple[Tensor, Tensor]:
         return self.parameters[f"encoder.{layer}"], self.parameters[f"encoder_bias.{layer}"]

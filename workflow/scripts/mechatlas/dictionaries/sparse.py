@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -56,22 +57,22 @@ def decode_events(
 
 
 def encode_events(
-    x: Tensor, encoder: Tensor, bias: Tensor, select: Select
+    x: Tensor, encoder: Tensor, bias: Tensor, select: Select, pre: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return tokens, latents and values ``[E]`` of the selected pre-activations of ``x [N, d]``.
 
-    The gradient flows through the selected values only and costs E d multiplications for ``encoder [F, d]`` and as
-    many for ``x``, in place of N F d each.
+    Who has the pre-activations already gives them as ``pre [N, F]``. The gradient flows through the selected values
+    only and costs E d multiplications for ``encoder [F, d]`` and as many for ``x``, in place of N F d each.
     """
-    return _EncodeEvents.apply(x, encoder, bias, select)
+    return _EncodeEvents.apply(x, encoder, bias, select, pre)
 
 
 class _EncodeEvents(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, encoder: Tensor, bias: Tensor, select: Select
+        ctx: Any, x: Tensor, encoder: Tensor, bias: Tensor, select: Select, pre: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        pre = F.linear(x, encoder, bias)
+        pre = F.linear(x, encoder, bias) if pre is None else pre
         tokens, latents = select(pre)
         ctx.save_for_backward(x, encoder, tokens, latents)
         ctx.mark_non_differentiable(tokens, latents)
@@ -88,7 +89,15 @@ class _EncodeEvents(torch.autograd.Function):
         inputs = None
         if ctx.needs_input_grad[0]:
             inputs = decode_events(tokens, latents, gradient, encoder, len(x))
-        return inputs, by_latent, bias, None
+        return inputs, by_latent, bias, None, None
+
+
+def kth_largest(values: Tensor, k: int) -> Tensor:
+    """Return the k-th largest of values ``[n]`` as a scalar; on the CPU by NumPy, whose selection is vectorised."""
+    if values.device.type != "cpu":
+        return values.topk(k, sorted=False).values.min()
+    place = len(values) - k
+    return torch.tensor(np.partition(values.numpy(), place)[place])
 
 
 def select_topk(k: int) -> Select:

@@ -19,13 +19,13 @@ from mechatlas.dictionaries.stream import ActivationStream
 from mechatlas.dictionaries.trainer import SparseTrainer, measure_scaling
 from mechatlas.io import (
     UserError,
-    code_digest,
     file_digest,
     provenance,
     read_json,
     read_provenance,
     write_table,
 )
+from mechatlas.io.closure import closure_digest
 
 
 def train_layers(
@@ -73,7 +73,7 @@ def train_layers(
     chosen, facts = train_windows(windows), captured_facts(chunks)
     layers = wanted_layers(chunks, layers)
     data = [facts, file_digest(windows), [reads, writes], asdict(settings)]
-    data.append(code_digest("dictionaries"))
+    data.append(closure_digest(Path(__file__).resolve()))
     dictionaries, tables = {}, []
     for layer in layers:
         places = (reads, layer), (writes, layer)

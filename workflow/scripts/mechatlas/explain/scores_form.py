@@ -15,6 +15,7 @@ only: what they cannot predict, the head does for another reason.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
@@ -118,12 +119,16 @@ class Scores(Form):
     def sharpened(self, gain: float) -> Scores:
         """Return the form with all scores multiplied by ``gain``: above 1 its rows are more decided."""
 
-        def times(entries: tuple) -> tuple:
-            # The last number of an entry is its value; what comes before says where it belongs.
-            return tuple((*entry[:-1], round(entry[-1] * gain, 3)) for entry in entries)
+        def scaled(values: Sequence) -> list:
+            return (np.asarray(values, dtype=np.float64) * gain).round(3).tolist()
 
         def row(values: tuple[float, ...]) -> tuple[float, ...]:
-            return tuple(round(value * gain, 3) for value in values)
+            return tuple(scaled(values))
+
+        def times(entries: tuple) -> tuple:
+            # The last part of an entry is its value; what comes before says where it belongs.
+            values = scaled([entry[-1] for entry in entries])
+            return tuple((*entry[:-1], value) for entry, value in zip(entries, values, strict=True))
 
         return self.model_copy(
             update={
@@ -132,8 +137,8 @@ class Scores(Form):
                 "class_pair": times(self.class_pair),
                 "key_token": times(self.key_token),
                 "token_before_key": times(self.token_before_key),
-                "query_factors": tuple((token, row(loads)) for token, loads in self.query_factors),
-                "distance": tuple(map(row, self.distance)),
+                "query_factors": tuple((token, tuple(v)) for token, v in times(self.query_factors)),
+                "distance": tuple(map(tuple, scaled(self.distance))),
                 "relations": dict(
                     zip(self.relations, row(tuple(self.relations.values())), strict=True)
                 ),

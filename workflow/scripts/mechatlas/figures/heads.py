@@ -81,7 +81,7 @@ def _print_values(axes: Axes, grid: np.ndarray, low: float) -> None:
             dark = (value - low) / (1 - low) < 0.55
             axes.text(
                 head, layer, f"{value:.2f}".replace("-", "−"), ha="center", va="center", fontsize=7.5,
-                color="white" if dark else "black",
+                color="white" if dark else "black", in_layout=False,
             )  # fmt: skip
 
 

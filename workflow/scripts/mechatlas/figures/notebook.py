@@ -6,6 +6,7 @@ it, and the kernel talks over files rather than the network, so that a run works
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
@@ -19,6 +20,10 @@ from mechatlas.figures.html import page
 from mechatlas.io import UserError, write_text
 
 KERNEL = "mechatlas"
+KERNEL_START = (
+    "from mechatlas.start import quicken; quicken(); "
+    "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
+)
 LIBRARY = Path(__file__).resolve().parents[2]
 # What papermill adds that differs from run to run.
 _RUN_METADATA = ("papermill", "execution")
@@ -37,7 +42,7 @@ def jupyter_folders() -> Iterator[Path]:
         spec = Path(root, "data", "kernels", KERNEL, "kernel.json")
         spec.parent.mkdir(parents=True)
         paths = [str(LIBRARY), *filter(None, [os.environ.get("PYTHONPATH")])]
-        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        command = [sys.executable, "-c", KERNEL_START, "-f", "{connection_file}"]
         record = {
             "argv": command,
             "display_name": "Python 3",
@@ -97,6 +102,8 @@ def execute_notebook(source: str | Path, log: str | Path, parameters: Mapping[st
                 parameters=dict(parameters),
                 kernel_name=KERNEL,
                 progress_bar=False,
+                # Else the whole notebook is written before and after every cell, not only in the end and on an error.
+                request_save_on_cell_execute=False,
                 config=Config({"KernelManager": channel}),
             )
     except PapermillExecutionError as error:
@@ -131,6 +138,20 @@ def write_notebook(path: str | Path, notebook: Any, facts: Mapping[str, Any]) ->
     write_text(path, nbformat.writes(notebook) + "\n")
 
 
+def _without_html(notebook: Any) -> tuple[Any, dict[str, str]]:
+    """Return a copy of a notebook with marks instead of what its cells show as HTML, and what the marks stand for.
+
+    nbconvert parses all that it writes once more, which takes seconds with megabytes of figures.
+    """
+    cells, shown = copy.deepcopy(notebook), {}
+    for cell in cells.cells:
+        for output in cell.get("outputs", []):
+            if "text/html" in output.get("data", {}):
+                mark = f"<!--mx-{len(shown)}-->"
+                shown[mark], output.data["text/html"] = output.data["text/html"], mark
+    return cells, shown
+
+
 def notebook_page(notebook: Any, title: str, facts: Mapping[str, Any]) -> str:
     """Render an executed notebook as one page with hidden code and nothing that loads from elsewhere.
 
@@ -158,7 +179,10 @@ def notebook_page(notebook: Any, title: str, facts: Mapping[str, Any]) -> str:
             remove_cell_tags=["parameters", "injected-parameters"], enabled=True
         )
         exporter.register_preprocessor(remove, enabled=True)
-        body, _ = exporter.from_notebook_node(notebook)
+        cells, shown = _without_html(notebook)
+        body, _ = exporter.from_notebook_node(cells)
+    for mark, text in shown.items():
+        body = body.replace(mark, text, 1)
     colours = HtmlFormatter(style="default", nobackground=True).get_style_defs(".highlight")
     style = f"@media (prefers-color-scheme: light) {{\n{colours}\n}}\n{_STYLE}"
     return page(title, f"{_TOGGLE}\n<main>\n{body}\n</main>", facts=facts, style=style)

@@ -86,10 +86,12 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
 def svg(figure: Figure) -> str:
     """Return a figure as SVG text: the same bytes for the same figure, and no reference to anything outside."""
     import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     buffer = io.StringIO()
     with matplotlib.rc_context(SETTINGS):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        # What `savefig` does, without the trial drawing before it: the layout is made in the drawing itself.
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     return text[text.index("<svg") :]

@@ -1,15 +1,24 @@
-"""Digest of the library code that a script or notebook uses, found by following its imports."""
+"""Digest of the library code that a script or notebook uses, found by following its imports.
+
+Reading the syntax trees of a few hundred modules takes seconds, and Snakemake parses its rules in every cluster job. So
+what was found in a file is kept, under the SHA-256 of its text, in a file beside Python's own caches.
+"""
 
 from __future__ import annotations
 
 import ast
+import atexit
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from mechatlas.io.digest import PACKAGE, normalised
+from mechatlas.io.atomic import atomic_path
+from mechatlas.io.digest import PACKAGE, normalised, statements
+from mechatlas.io.errors import UserError
 
 # How files are read, written and logged cannot change a result; how seeds are derived can.
 NEUTRAL = (
@@ -19,9 +28,12 @@ NEUTRAL = (
     "config_circuits.py",
     "config_files.py",
     "machine.py",
+    "start.py",
     "__init__.py",
 )
 ALWAYS = ("io/seeds.py",)
+_WAYS = (__file__, sys.modules[normalised.__module__].__file__)  # under whose text FOUND holds
+FOUND = PACKAGE / "__pycache__" / f"closure.{sys.implementation.cache_tag}.json"
 
 
 def closure_digest(*roots: Path) -> str:
@@ -30,11 +42,12 @@ def closure_digest(*roots: Path) -> str:
     Parameters
     ----------
     *roots : Path
-        Scripts (.py) or notebooks (.ipynb). Their own text does not count, only what they import, directly or
-        not, anywhere in the file.
+        Scripts (.py) or notebooks (.ipynb), whose own text does not count, only what they import, directly or
+        not, anywhere in the file; or modules of this package, which count themselves, too.
     """
     digest = hashlib.sha256()
     modules = {PACKAGE / name for name in ALWAYS} | {m for root in roots for m in closure(root)}
+    modules |= {root for root in roots if root.is_relative_to(PACKAGE)}
     for path in sorted(modules):
         digest.update(f"{path.relative_to(PACKAGE)}\0{_read(path)[0]}\0".encode())
     return digest.hexdigest()[:12]
@@ -54,18 +67,47 @@ def closure(root: Path) -> frozenset[Path]:
 
 @cache
 def _read(path: Path) -> tuple[str, tuple[Path, ...]]:
-    """Return the normalised content of a file and the modules it names in its imports."""
-    source = path.read_text(encoding="utf-8")
-    if path.suffix == ".ipynb":
+    """Return a digest of the normalised content of a file and the modules it names in its imports."""
+    text = path.read_bytes()
+    key = f"{path.suffix}:{hashlib.sha256(text).hexdigest()}"
+    known = _known()
+    if key not in known:
+        known[key] = _parsed(text.decode("utf-8"), path.suffix)
+    content, names = known[key]
+    return content, tuple(p for name in names for p in _module_files(name) if not _neutral(p))
+
+
+def _parsed(source: str, suffix: str) -> tuple[str, list[str]]:
+    """Return a digest of the normalised content of a file and the names in its imports that may be of this package."""
+    if suffix == ".ipynb":
         cells = [c for c in json.loads(source)["cells"] if c["cell_type"] == "code"]
         source = "\n".join("".join(cell["source"]) for cell in cells)
     tree = ast.parse(source)
-    names = tuple(p for name in _imports(tree) for p in _module_files(name) if not _neutral(p))
-    return normalised(tree), names
+    names = sorted({n for n in _imports(tree) if n.split(".")[0] == PACKAGE.name})
+    return hashlib.sha256(normalised(tree).encode()).hexdigest(), names
+
+
+@cache
+def _known() -> dict[str, tuple[str, list[str]]]:
+    """Return what earlier processes found, to be added to; it is written at the end of this one."""
+    known: dict[str, tuple[str, list[str]]] = {}
+    ways = hashlib.sha256(b"".join(Path(m).read_bytes() for m in _WAYS)).hexdigest()
+    with suppress(OSError, ValueError):
+        stored = json.loads(FOUND.read_text(encoding="utf-8"))
+        known = stored["found"] if stored["ways"] == ways else {}
+    atexit.register(_keep, known, len(known), ways)
+    return known
+
+
+def _keep(known: dict[str, tuple[str, list[str]]], before: int, ways: str) -> None:
+    # An installation that may not be written to is read anew every time.
+    if len(known) > before:
+        with suppress(UserError), atomic_path(FOUND) as temporary:
+            temporary.write_text(json.dumps({"ways": ways, "found": known}), encoding="utf-8")
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
+    for node in statements(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:

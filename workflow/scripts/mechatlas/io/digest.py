@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -45,9 +46,19 @@ def _modules(area: str) -> list[Path]:
     raise FileNotFoundError(f"no area {area!r} in {PACKAGE}")
 
 
+def statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield a syntax tree and all statements in it, and nothing below them."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+            waiting.extend(getattr(node, name, ()))
+
+
 def normalised(tree: ast.AST) -> str:
     """Return a syntax tree as text, without docstrings (they are removed from ``tree``)."""
-    for node in ast.walk(tree):
+    for node in statements(tree):
         body = getattr(node, "body", None)
         if (
             isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)

@@ -358,7 +358,8 @@ def _striped(
 
 def _write(axes: Axes, name: str, place: tuple[float, float]) -> None:
     words = name.replace(".mlp", ".MLP")
-    axes.text(*place, words, ha="center", va="center_baseline", fontsize=7, zorder=5)
+    style = {"ha": "center", "va": "center_baseline", "fontsize": 7}
+    axes.text(*place, words, **style, zorder=5, in_layout=False)
 
 
 def _ports(axes: Axes, layout: Layout, edges: pd.DataFrame) -> None:
@@ -368,7 +369,8 @@ def _ports(axes: Axes, layout: Layout, edges: pd.DataFrame) -> None:
             x, y = layout.place[node]
             axes.text(
                 x + _port(kind), y - TALL / 2 - 0.02, kind, ha="center", va="center", fontsize=6, zorder=6,
-                color="white", bbox={"boxstyle": "circle,pad=0.12", "facecolor": KINDS[kind][0], "linewidth": 0},
+                bbox={"boxstyle": "circle,pad=0.12", "facecolor": KINDS[kind][0], "linewidth": 0},
+                color="white", in_layout=False,
             )  # fmt: skip
 
 
