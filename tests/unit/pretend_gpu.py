@@ -1,9 +1,9 @@
 """A device that is no CPU, on a machine that has nothing else, to find tensors that are on the wrong one.
 
-Inside `pretend_gpu` tensors can be put on `DEVICE`. They compute on the CPU, but refuse what tensors on a GPU refuse: to
-meet tensors of another device (unless those have no dimensions, or are indices), and to be read as NumPy arrays. What is
-forgotten on the CPU thus fails in a test here, and not first on a machine with a GPU. Speed, rounding and memory of a
-GPU are not pretended.
+Inside `pretend_gpu` tensors can be put on `DEVICE`. They compute on the CPU, but refuse what tensors on a GPU refuse:
+to meet tensors of another device (unless those have no dimensions, or are indices), and to be read as NumPy arrays.
+What is forgotten on the CPU thus fails in a test here, and not first on a machine with a GPU. Speed, rounding and
+memory of a GPU are not pretended.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 DEVICE = torch.device("meta")
 AUTOCAST = torch.autocast
 PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
+INDEXED = (Tensor.__getitem__, Tensor.__setitem__)
 #: Operations whose tensors may be on several devices: copies, and indices on the CPU.
 MIXED = {"aten::copy_", "aten::_to_copy", "aten::index", "aten::index_put", "aten::index_put_"}
 
@@ -66,6 +67,10 @@ class _Made(TorchFunctionMode):
         if function in PRODUCTS and args[0].ndim == 1 and args[1].ndim == 2:
             # torch would make a matrix of the vector and change the product's shape in place, unseen by the wrapper.
             return torch.mv(args[1].mT, args[0])
+        if function in INDEXED:
+            given = args[1] if isinstance(args[1], tuple) else (args[1],)
+            index = tuple(torch.tensor([*i]) if isinstance(i, list | range) else i for i in given)
+            return function(args[0], index, *args[2:])
         return function(*args, **kwargs)
 
 

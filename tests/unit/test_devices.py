@@ -10,14 +10,17 @@ import os
 from dataclasses import fields, is_dataclass, replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from clt_makers import make_clt
 from edge_models import SHAPES, make_model
 from pretend_gpu import pretend_gpu
 
+from mechatlas.capture.sweep import CaptureSettings, capture_chunk
 from mechatlas.circuits.ablation import Ablation, without_each
 from mechatlas.circuits.attribution import METHODS, attribute_edges
+from mechatlas.circuits.backend import fast_matmul
 from mechatlas.circuits.curves import Faithfulness, trace_curve
 from mechatlas.circuits.exact_edges import exact_edge_effects
 from mechatlas.circuits.graphs.attribute import Settings, attribute
@@ -27,11 +30,14 @@ from mechatlas.circuits.metrics import make_metric
 from mechatlas.circuits.ov import ov_ranks, token_residuals
 from mechatlas.circuits.patching import HEAD_POINTS, LAYER_POINTS, patch
 from mechatlas.circuits.pruning import PruneSettings, prune
+from mechatlas.corpus.windows import Windows, write_windows
 from mechatlas.dictionaries.clt import LayerScales
 from mechatlas.dictionaries.clt_settings import CltSettings
 from mechatlas.dictionaries.clt_trainer import CltTrainer
 from mechatlas.dictionaries.settings import TrainingSettings
 from mechatlas.dictionaries.trainer import Scaling, SparseTrainer
+from mechatlas.io import UserError, read_arrays, read_json, read_table
+from mechatlas.models.precision import set_precision
 from mechatlas.models.sampling import sample
 from mechatlas.models.transformer import Transformer
 
@@ -128,7 +134,9 @@ def test_patching(kind, point, device):
 @pytest.mark.parametrize("kind", KINDS)
 def test_ablation_and_pruning(kind, device):
     clean, corrupted, _, answers, wrong = pairs_of(kind)
-    here, there = (Ablation(model, clean, corrupted, answers, wrong) for model in both(kind, device))
+    here, there = (
+        Ablation(model, clean, corrupted, answers, wrong) for model in both(kind, device)
+    )
     assert_equal(there.values(without_each(there.full)), here.values(without_each(here.full)))
     wanted, found = (prune(ablation, PruneSettings()) for ablation in (here, there))
     assert [r["node"] for r in found.records] == [r["node"] for r in wanted.records]
@@ -211,7 +219,12 @@ def steps(trainer, places, device, d, count=6):
 def test_training_of_autoencoders(activation, latents, device):
     d, place = 8, ("resid_mid", 0)
     settings = TrainingSettings(
-        latents=latents, activation=activation, k=3, tokens=64 * 20, batch_tokens=64, dead_tokens=128
+        latents=latents,
+        activation=activation,
+        k=3,
+        tokens=64 * 20,
+        batch_tokens=64,
+        dead_tokens=128,
     )
     results = []
     for where in (torch.device("cpu"), device):
@@ -238,3 +251,90 @@ def test_training_of_transcoders(activation, decoders, device):
         results.append(steps(trainer, places, where, d))
         trainer.result({})
     np.testing.assert_allclose(*results, rtol=1e-4)
+
+
+def windows_of(count, length=12):
+    """Return windows of two documents in three splits, a few of them in the pattern sample."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, 40, (count, length)).astype(np.int32)
+    docs = np.array([f"d{i % 5}" for i in range(count)], dtype=object)
+    splits = (np.arange(count) % 5 % 3).astype(np.int8)
+    return Windows(tokens, docs, splits, np.zeros(count, np.int32), rng.random(count) < 0.3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_capture(kind, device, tmp_path):
+    write_windows(tmp_path / "windows.parquet", windows_of(11))
+    settings = CaptureSettings(
+        candidates=20, sample=10, random_events=6, batch_windows=4, pattern_dtype="float32",
+        activations=("resid_mid", "embed"),
+    )  # fmt: skip
+    for name, model in zip("ab", both(kind, device), strict=True):
+        capture_chunk(
+            model,
+            tmp_path / "windows.parquet",
+            tmp_path / name,
+            first=1,
+            stop=11,
+            settings=settings,
+        )
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "b").iterdir())
+    for name in names:
+        here, there = tmp_path / "a" / name, tmp_path / "b" / name
+        if name.endswith(".safetensors"):
+            wanted, found = read_arrays(here), read_arrays(there)
+            for array in wanted:
+                np.testing.assert_allclose(found[array], wanted[array], rtol=1e-5, atol=1e-6)
+        elif name.endswith(".parquet"):
+            pd.testing.assert_frame_equal(read_table(there), read_table(here), rtol=1e-5)
+
+
+class Small(Transformer):
+    """A model on a device that has memory for two windows."""
+
+    tried: list[int]
+
+    def forward(self, tokens, *args, **kwargs):
+        self.tried.append(len(tokens))
+        if len(tokens) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nMore")
+        return super().forward(tokens, *args, **kwargs)
+
+
+def test_a_batch_that_does_not_fit_is_halved_before_anything_is_kept(device, tmp_path, caplog):
+    cpu, there = both("gpt2", device)
+    small = Small(there.config, there.weights, "test")
+    small.tried, small.room = [], 2
+    write_windows(tmp_path / "windows.parquet", windows_of(11))
+    chunk = {"first": 0, "stop": 11}
+    settings = CaptureSettings(candidates=20, sample=10, random_events=6, batch_windows=8)
+    capture_chunk(small, tmp_path / "windows.parquet", tmp_path / "a", **chunk, settings=settings)
+    assert small.tried == [8, 4, 2, *(2, 2, 2, 2, 2, 1)]
+    assert "capture.batch_windows: 8 needs more memory" in caplog.text
+    # The same as if that size had been asked for.
+    chosen = replace(settings, batch_windows=2)
+    capture_chunk(there, tmp_path / "windows.parquet", tmp_path / "b", **chunk, settings=chosen)
+    for path in (tmp_path / "b").glob("*.parquet"):
+        pd.testing.assert_frame_equal(read_table(tmp_path / "a" / path.name), read_table(path))
+    assert read_json(tmp_path / "a" / "index.json")["batch_windows"] == 2
+    small.room = 0
+    with pytest.raises(UserError, match="not even a batch of 1 fits.*Tried to allocate 20.00 MiB"):
+        capture_chunk(
+            small, tmp_path / "windows.parquet", tmp_path / "c", **chunk, settings=settings
+        )
+    assert not (tmp_path / "c").exists()
+
+
+def test_tf32_is_float32_on_a_cpu_and_never_reaches_circuits(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
+    assert set_precision("tf32", "cpu") is torch.float32 and not asked
+    assert set_precision("tf32", "cuda:1") is torch.float32 and asked == ["high"]
+    assert set_precision("bfloat16", "cuda") is torch.bfloat16 and asked[1:] == ["highest"]
+    with pytest.raises(UserError, match="dtype: 'float16' is not supported"):
+        set_precision("float16", "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with fast_matmul():
+        assert asked[2:] == ["highest"]
