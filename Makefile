@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 CORES ?= all
 WORKERS ?= 2
+DEVICE ?= cuda
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slurm lint checks format bench clean
+.PHONY: help install demo test test-slurm lint checks format bench bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
@@ -52,7 +53,10 @@ format: $(STAMP) ## format Python and Snakemake files
 	$(BIN)/ruff format .
 
 bench: $(STAMP) ## benchmarks against a bare forward pass, as a table and as JSON
-	$(BIN)/python -m benchmarks.run
+	$(BIN)/python benchmarks/run.py
+
+bench-gpu: $(STAMP) ## the numerical stages on a GPU (needs a CUDA build of torch; DEVICE=cuda:1 chooses one)
+	$(BIN)/python benchmarks/run.py --device $(DEVICE)
 
 clean: ## remove results, logs and caches (the environment and downloads stay)
 	rm -rf results logs .pytest_cache .ruff_cache .snakemake
