@@ -12,7 +12,16 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 #: What the machine with the GPU may lack.
-ABSENT = ("pandas", "pyarrow", "scipy", "snakemake", "yaml", "jsonschema", "sklearn", "transformers")
+ABSENT = (
+    "pandas",
+    "pyarrow",
+    "scipy",
+    "snakemake",
+    "yaml",
+    "jsonschema",
+    "sklearn",
+    "transformers",
+)
 WITHOUT = f"""
 import runpy, sys
 sys.modules.update(dict.fromkeys({ABSENT!r}))
