@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slurm lint checks format bench bench-gpu clean
+.PHONY: help install demo test test-slurm test-faults lint checks format bench bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
@@ -32,10 +32,13 @@ demo: $(STAMP) ## run the default workflow and print where the report is
 
 # A file's tests stay on one worker, which makes their shared fixtures once; those that run the workflow come first.
 test: checks ## the full test suite, lint included
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q --ignore=tests/slurm -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q --ignore=tests/slurm --ignore=tests/faults -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slurm: $(STAMP) ## real runs on a one-node SLURM that is started for it (needs root and Debian's SLURM packages)
 	$(BIN)/python -m pytest -q tests/slurm
+
+test-faults: $(STAMP) ## kills, damage, full disks: FAULTS=short (default, 3 minutes) or full (20 minutes), FAULTS_SEED=N
+	$(BIN)/python -m pytest -q tests/faults
 
 lint: checks ## snakemake --lint, snakefmt, ruff, rule hygiene, generated files
 	$(BIN)/python -m pytest -q tests/workflow/test_hygiene.py

@@ -12,7 +12,9 @@ from llm_server import LlmServer
 
 from .world import World, explainer
 
-SHORT = os.environ.get("FAULTS", "short") != "full"
+#: Or the names of some faults, with commas between them.
+FORM = os.environ.get("FAULTS", "short")
+SHORT = FORM != "full"
 CORES = int(os.environ.get("FAULTS_CORES", "2"))
 SEED = int(os.environ.get("FAULTS_SEED", "0"))
 #: The short form ends with the report on heads; the full one makes everything.

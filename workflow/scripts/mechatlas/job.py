@@ -127,7 +127,7 @@ def storage_problem(error: Exception) -> str:
     for sign, what in STORAGE.items():
         if sign in text:
             name = getattr(error, "filename", None) or "a result"
-            return f"{name} cannot be written ({what}); make room or choose another --directory, and run snakemake again"
+            return f"{name} cannot be written ({what}); make room or choose another --directory, then run again"
     return ""
 
 
