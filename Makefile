@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 CORES ?= all
 WORKERS ?= 2
+DEVICE ?= cuda
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slurm lint checks format bench clean
+.PHONY: help install demo test test-slurm test-faults lint checks format bench bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
@@ -31,10 +32,13 @@ demo: $(STAMP) ## run the default workflow and print where the report is
 
 # A file's tests stay on one worker, which makes their shared fixtures once; those that run the workflow come first.
 test: checks ## the full test suite, lint included
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q --ignore=tests/slurm -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q --ignore=tests/slurm --ignore=tests/faults -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slurm: $(STAMP) ## real runs on a one-node SLURM that is started for it (needs root and Debian's SLURM packages)
 	$(BIN)/python -m pytest -q tests/slurm
+
+test-faults: $(STAMP) ## kills, damage, full disks: FAULTS=short (default, 3 minutes) or full (20 minutes), FAULTS_SEED=N
+	$(BIN)/python -m pytest -q tests/faults
 
 lint: checks ## snakemake --lint, snakefmt, ruff, rule hygiene, generated files
 	$(BIN)/python -m pytest -q tests/workflow/test_hygiene.py
@@ -52,7 +56,10 @@ format: $(STAMP) ## format Python and Snakemake files
 	$(BIN)/ruff format .
 
 bench: $(STAMP) ## benchmarks against a bare forward pass, as a table and as JSON
-	$(BIN)/python -m benchmarks.run
+	$(BIN)/python benchmarks/run.py
+
+bench-gpu: $(STAMP) ## the numerical stages on a GPU (needs a CUDA build of torch; DEVICE=cuda:1 chooses one)
+	$(BIN)/python benchmarks/run.py --device $(DEVICE)
 
 clean: ## remove results, logs and caches (the environment and downloads stay)
 	rm -rf results logs .pytest_cache .ruff_cache .snakemake

@@ -44,10 +44,12 @@ include: "workflow/rules/cluster.smk"
 
 
 onstart:
+    clean_up()
     check_language_models(workflow.dag)
 
 
 onsuccess:
+    clean_up()
     tell_report()
 
 

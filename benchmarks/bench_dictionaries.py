@@ -14,12 +14,14 @@ Ratios of processor seconds, measured interleaved in one process on one thread, 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,24 +110,31 @@ def step_ratio(tokens: int, latents: int, k: int, repeats: int) -> dict[str, Any
         x @ encoder.T, z @ encoder, z.T @ x, z.T @ x, x @ encoder.T
 
     def step(below: float) -> None:
-        # The trainer chooses by the share of active latents; here the choice is forced.
-        training.SPARSE_BELOW = below
-        trainer.update(trainer.loss({PLACE: x}, 0), 0)
+        with sparse_below(below):
+            trainer.update(trainer.loss({PLACE: x}, 0), 0)
 
     runs = {
         "five products": floor,
         "sparse step": lambda: step(1.0),
         "dense step": lambda: step(0.0),
     }
-    usual = training.SPARSE_BELOW
-    try:
-        times = measure(runs, repeats)
-    finally:
-        training.SPARSE_BELOW = usual
+    times = measure(runs, repeats)
     return _over(times, "five products") | {
         **{"tokens": tokens, "latents": latents, "k": k, "density": k / latents},
         "dense_over_sparse": times["dense step"]["cpu_s"] / times["sparse step"]["cpu_s"],
     }
+
+
+@contextlib.contextmanager
+def sparse_below(share: float) -> Iterator[None]:
+    """Force the trainer's choice between sparse and dense steps, which it makes by the share of active latents."""
+    from mechatlas.dictionaries import trainer as training
+
+    usual, training.SPARSE_BELOW = training.SPARSE_BELOW, share
+    try:
+        yield
+    finally:
+        training.SPARSE_BELOW = usual
 
 
 def growth(folder: Path, sizes: list[int]) -> list[dict[str, float]]:

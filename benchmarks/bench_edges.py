@@ -59,7 +59,9 @@ def make_pairs(model: Any, count: int) -> tuple:
     corrupted[:, DIFFERENT] = other[:, DIFFERENT]
     end = torch.full((count,), TOKENS - 1)
     with torch.no_grad():
-        low, high = (model.forward(x, logits=False)[:, -1] for x in (corrupted, clean))
+        low, high = (
+            model.forward(x.to(model.device), logits=False)[:, -1] for x in (corrupted, clean)
+        )
     difference = model.unembed(high - low)
     answers, wrong = difference.argmax(-1), difference.argmin(-1)
     return clean, corrupted, end, make_metric("logit_difference", model, answers, wrong)
@@ -70,11 +72,12 @@ def floor(model: Any, pairs: tuple) -> None:
     import torch
 
     clean, corrupted, end, metric = pairs
+    clean, corrupted, end = (x.to(model.device) for x in (clean, corrupted, end))
     with torch.no_grad():
         model.forward(corrupted, logits=False)
     leaf = model.embed(clean).requires_grad_()
     final = model.forward(clean, {"embed": lambda x, layer: leaf}, logits=False)
-    metric(final[torch.arange(len(end)), end]).sum().backward()
+    metric(final[torch.arange(len(end), device=end.device), end]).sum().backward()
 
 
 def jobs(model: Any, quick: bool = False) -> dict[str, Callable[[], Any]]:

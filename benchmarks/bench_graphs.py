@@ -43,7 +43,7 @@ def prompt() -> Any:
     return torch.randint(1, 1000, (TOKENS,), generator=torch.Generator().manual_seed(1))
 
 
-def make_clt(model: Any, path: Path) -> None:
+def make_clt(model: Any, path: Path, tokens: Any = None, features: int = FEATURES) -> None:
     """Write a random transcoder whose biases let `PER_TOKEN` features of each layer and token be active."""
     import torch
 
@@ -52,19 +52,21 @@ def make_clt(model: Any, path: Path) -> None:
     from mechatlas.dictionaries.clt_formats import save_clt
 
     generator, read = torch.Generator().manual_seed(2), []
+    tokens = prompt() if tokens is None else tokens
+    layers, width = model.config.n_layers, model.config.d_model
     with torch.inference_mode():
-        model.forward(prompt()[None], {"resid_mid": lambda x, layer: read.append(x[0])})
-    encoder = [torch.randn(FEATURES, WIDTH, generator=generator) for _ in range(LAYERS)]
+        model.forward(tokens[None], {"resid_mid": lambda x, layer: read.append(x[0])})
+    encoder = [torch.randn(features, width, generator=generator) for _ in range(layers)]
     bias = []
     for rows, x in zip(encoder, read, strict=True):
         pre = (x[1:] @ rows.mT).flatten()
-        cut = pre.kthvalue(pre.numel() - PER_TOKEN * (TOKENS - 1)).values
-        bias.append((-cut).expand(FEATURES).contiguous())
+        cut = pre.kthvalue(pre.numel() - PER_TOKEN * (len(tokens) - 1)).values
+        bias.append((-cut).expand(features).contiguous())
     decoder = [
-        0.01 * torch.randn(FEATURES, LAYERS - i, WIDTH, generator=generator) for i in range(LAYERS)
+        0.01 * torch.randn(features, layers - i, width, generator=generator) for i in range(layers)
     ]
-    zero = [torch.zeros(WIDTH) for _ in range(LAYERS)]
-    save_clt(path, CrossLayerTranscoder(encoder, bias, decoder, zero, [ReLU()] * LAYERS), {})
+    zero = [torch.zeros(width) for _ in range(layers)]
+    save_clt(path, CrossLayerTranscoder(encoder, bias, decoder, zero, [ReLU()] * layers), {})
 
 
 def make_graph(model: Any, path: Path) -> Any:
@@ -76,21 +78,50 @@ def make_graph(model: Any, path: Path) -> Any:
     return attribute(run_prompt(model, load_clt(path), prompt()))
 
 
+def all_rows(run: Any) -> list[Any]:
+    """Compute the rows of all active features, position by position, without making a sparse matrix of them."""
+    from mechatlas.circuits.backend import fast_matmul
+    from mechatlas.circuits.graphs.backward import Backward
+
+    with fast_matmul():
+        backward, active = Backward(run), run.active
+        found = []
+        for position in active.position.unique().tolist():
+            index = (active.position == position).nonzero()[:, 0].flip(0)  # layers descend
+            found.append(backward.rows(backward.feature_targets(index), position))
+    return found
+
+
+def largest_gap(run: Any) -> float:
+    """Return by how much a row misses the pre-activation that it sums to, relative to the largest of these."""
+    import torch
+
+    sums = torch.cat([rows.double().sum(1).flip(0) for rows in all_rows(run)])
+    active, wanted = run.active, torch.empty_like(sums)
+    order = torch.argsort(active.position, stable=True)
+    for layer, read in enumerate(run.read):
+        here = active.layer[order] == layer
+        pre = run.clt.pre_activations(read, layer)
+        wanted[here] = pre[active.position[order[here]], active.feature[order[here]]].double()
+    return float((sums - wanted).abs().max() / wanted.abs().max())
+
+
 def floor(model: Any, positions: list[int], layers: list[int]) -> None:
     """Do the products with W_O and W_V for the gradients of features at these positions and layers."""
     import torch
 
     from mechatlas.circuits.backend import fast_matmul
 
+    depth, width, length = model.config.n_layers, model.config.d_model, max(positions) + 1
     w_o = [layer.w_o.mT for layer in model.weights.layers]
-    w_v = [layer.w_qkv[:, -WIDTH:].mT.contiguous() for layer in model.weights.layers]
-    where = torch.tensor(positions) * LAYERS + torch.tensor(layers)
-    counts = torch.bincount(where, minlength=TOKENS * LAYERS).view(TOKENS, LAYERS)
+    w_v = [layer.w_qkv[:, -width:].mT.contiguous() for layer in model.weights.layers]
+    where = torch.tensor(positions) * depth + torch.tensor(layers)
+    counts = torch.bincount(where, minlength=length * depth).view(length, depth)
     with fast_matmul(), torch.inference_mode():
         for position, per_layer in enumerate(counts.tolist()):
-            g = torch.ones(sum(per_layer) * (position + 1), WIDTH)
+            g = w_o[0].new_ones(sum(per_layer) * (position + 1), width)
             started = 0
-            for layer in range(LAYERS - 1, -1, -1):
+            for layer in range(depth - 1, -1, -1):
                 started += per_layer[layer] * (position + 1)
                 if started:
                     (g[:started] @ w_o[layer]) @ w_v[layer]

@@ -43,8 +43,8 @@ def generate(reference: Any, prompts: list[list[int]], new: int) -> list[list[in
     import torch
 
     width = max(map(len, prompts))
-    tokens = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    rows = [([0] * (width - len(p)) + p, [0] * (width - len(p)) + [1] * len(p)) for p in prompts]
+    tokens, mask = torch.tensor(rows, device=reference.device).unbind(1)
     with torch.inference_mode():
         out = reference.generate(
             tokens, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0
@@ -65,10 +65,11 @@ def products(model: Any, prompts: list[list[int]], new: int) -> Callable[[], Non
     def run() -> None:
         for step in range(new):
             count = rows if step else sum(map(len, prompts))
-            inputs = {width: torch.zeros(count, width) for width in {len(m) for m in matrices}}
+            widths = {len(m) for m in matrices}
+            inputs = {width: matrices[0].new_zeros(count, width) for width in widths}
             for matrix in matrices:
                 linear(inputs[len(matrix)], matrix.mT)
-            weights.unembedding @ torch.zeros(model.config.d_model, rows)
+            weights.unembedding @ matrices[0].new_zeros(model.config.d_model, rows)
 
     return run
 

@@ -1,6 +1,9 @@
 """Run the benchmarks, print their tables, write benchmarks/results/<name>.json.
 
-Usage: python benchmarks/run.py [--quick] [NAME ...]
+Usage: python benchmarks/run.py [--quick] [--out FOLDER] [NAME ...]
+       python benchmarks/run.py --device cuda [--quick] [--out FOLDER] [PART ...]
+
+With a device, the parts of `bench_gpu` run on it and write benchmarks/results/gpu.json (cpu.json on a CPU).
 """
 
 from __future__ import annotations
@@ -34,9 +37,50 @@ def machine() -> dict[str, str | int]:
     }
 
 
-def main(names: list[str], quick: bool) -> None:
+def accelerator(device: str) -> dict[str, str | int | float]:
+    """Return what identifies a device."""
+    import torch
+
+    if torch.device(device).type != "cuda":
+        return {"device": device}
+    about = torch.cuda.get_device_properties(torch.device(device))
+    return {
+        "device": about.name,
+        "memory_gb": round(about.total_memory / 2**30, 1),
+        "multiprocessors": about.multi_processor_count,
+        "cuda": str(torch.version.cuda),
+    }
+
+
+def on_device(device: str, names: list[str], quick: bool, out: Path) -> None:
+    """Run the named parts (all by default) on a device."""
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        sys.exit(f"error: --device {device}, but torch finds no GPU; choose another device")
+    import bench_gpu
+
+    facts = {"machine": {**machine(), **accelerator(device)}, "quick": quick}
+    result = {**facts, **bench_gpu.run(quick, device, names)}
+    print("\n".join([str(result["machine"]), *bench_gpu.table(result)]))
+    write(out, "cpu" if torch.device(device).type == "cpu" else "gpu", result)
+    if any("failed" in part for part in result["parts"].values()):
+        sys.exit(1)
+
+
+def write(folder: Path, name: str, result: dict) -> None:
+    """Write a result to its file."""
+    path = folder / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def main(names: list[str], quick: bool, out: Path) -> None:
     """Run the named benchmarks (all by default)."""
     every = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
+    every.remove("gpu")
     unknown = set(names) - set(every)
     if unknown:
         sys.exit(f"error: no benchmark {', '.join(sorted(unknown))}; there are {', '.join(every)}")
@@ -45,14 +89,19 @@ def main(names: list[str], quick: bool) -> None:
         module = importlib.import_module(f"bench_{name}")
         result = {"machine": machine(), "quick": quick, **module.run(quick)}
         print("\n".join(module.table(result)))
-        path = HERE / "results" / f"{name}.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        write(out, name, result)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--device", help="cuda, cuda:N, cpu or auto")
+    parser.add_argument(
+        "--out", type=Path, default=HERE / "results", help="folder for the JSON files"
+    )
     given = parser.parse_args()
-    main(given.names, given.quick)
+    if given.device:
+        on_device(given.device, given.names, given.quick, given.out)
+    else:
+        main(given.names, given.quick, given.out)

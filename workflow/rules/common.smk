@@ -18,6 +18,7 @@ from mechatlas.config_files import dictionary_paths, find_path, model_files, sou
 from mechatlas.corpus.stackexchange import dump_files
 from mechatlas.dictionaries.published import LAYERS as OPENAI_LAYERS
 from mechatlas.dictionaries.published import SITES as OPENAI_SITES
+from mechatlas.io.atomic import clean_temporaries
 from mechatlas.io.closure import closure_digest
 from mechatlas.io.digest import code_digest
 from mechatlas.io.errors import UserError
@@ -847,6 +848,12 @@ def check_language_models(dag):
         check_endpoints(config)
     except UserError as error:
         raise WorkflowError(str(error)) from None
+
+
+def clean_up():
+    """Remove half-written files of jobs that were killed. The working directory is locked, so no other run writes."""
+    for folder in ("results", "resources/downloads"):
+        clean_temporaries(folder)
 
 
 def tell_report():

@@ -30,6 +30,7 @@ from mechatlas.io.errors import UserError
 SCHEMA = Path(__file__).resolve().parents[2] / "schemas" / "config.schema.yaml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 RANDOM_SUFFIX = ".random"
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 NULLS = (None, "null", "~", "")
 TABLES = ("models", "sources", "tasks", "dictionaries", "transcoders", "graphs")
 CIRCUIT_TABLES = ("extra", "published")
@@ -45,7 +46,8 @@ class ConfigError(UserError):
     """Everything that is wrong with a configuration, one line for each mistake."""
 
     def __init__(self, errors: list[str]) -> None:
-        self.errors = errors
+        # A name may hold anything; what a terminal would obey is shown as an escape.
+        self.errors = errors = [CONTROL.sub(lambda m: repr(m[0])[1:-1], line) for line in errors]
         many = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
         super().__init__("\n".join([f"the configuration has {many}:", *(f"  {e}" for e in errors)]))
 
@@ -301,6 +303,9 @@ def _explain(error: Any) -> str:
         case "uniqueItems":
             return f"{value!r} names something twice; remove the repetition"
         case "pattern":
+            if error.schema.get("writeOnly"):
+                # Not shown: it may be the key itself, put in the wrong place.
+                return "what is given is no name of an environment variable; put a key into one and name that here"
             return f"{value!r} does not have the form {limit}"
         case _:
             return error.message

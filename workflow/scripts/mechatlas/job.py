@@ -19,15 +19,22 @@ named inputs, outputs and params under their own names. Left out are
 What is neither comes explicitly: ``main(**arguments, gpu=snakemake.resources.gpu)``. A named input or output that
 is a list arrives as a list of str, an optional input that is absent as an empty list.
 
-A `UserError` becomes one line ``error: ...`` in the log and on stderr, every other exception a traceback in the
-log; both end the job with status 1. Knows the attributes of Snakemake's object but does not import it.
+A `UserError`, a full disk or one that cannot be written becomes one line ``error: ...`` in the log and on stderr, every
+other exception a traceback in the log; all end the job with status 1. What the job reads is compared with its checksum,
+what it makes gets one (`mechatlas.io.seals`). A job ends when the Snakemake that started it has died, and when it is
+asked to (SIGTERM), without leaving half-written files. Knows the attributes of Snakemake's object but does not import
+it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
+import time
 import traceback
 from pathlib import Path
 from types import TracebackType
@@ -35,10 +42,25 @@ from typing import Any
 
 from mechatlas.io import UserError
 from mechatlas.start import quicken
+from mechatlas.io.seals import break_seals, check_seals, seal
 
 logger = logging.getLogger("mechatlas")
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
+WATCH_SECONDS = 0.5
+SHELLS = ("bash", "sh", "dash")
+#: How the system and libraries say that a disk cannot take what is written.
+STORAGE = {
+    "No space left on device": "no space left on the device",
+    "os error 28": "no space left on the device",
+    "database or disk is full": "no space left on the device",
+    "Disk quota exceeded": "the quota of the disk is used up",
+    "File too large": "larger than files may be here",
+    "os error 27": "larger than files may be here",
+    "Read-only file system": "the file system is read-only",
+    "os error 30": "the file system is read-only",
+    "readonly database": "the file system is read-only",
+}
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 # Scripts import this module first. Other programs that import it (tests, say) are left as they are.
@@ -70,8 +92,16 @@ class job:  # noqa: N801 - reads as a statement: with job(snakemake) as argument
     def __enter__(self) -> dict[str, Any]:
         self.handlers = _start_logging(self.log)
         _set_environment(int(self.snakemake.threads), self.offline)
+        if type(self.snakemake).__module__.startswith("snakemake"):
+            _end_with_snakemake()
         logger.info("%s started, threads %d", self.snakemake.rule, self.snakemake.threads)
-        return job_arguments(self.snakemake)
+        arguments = job_arguments(self.snakemake)
+        try:
+            check_seals(self.snakemake.input)
+            break_seals(self.snakemake.output)
+        except Exception:
+            self.__exit__(*sys.exc_info())
+        return arguments
 
     def __exit__(
         self,
@@ -80,16 +110,59 @@ class job:  # noqa: N801 - reads as a statement: with job(snakemake) as argument
         trace: TracebackType | None,
     ) -> None:
         if error is None:
+            try:
+                seal(self.snakemake.output)
+            except OSError as failure:
+                kind, error, trace = OSError, failure, failure.__traceback__
+        if error is None:
             logger.info("%s finished", self.snakemake.rule)
         for handler in self.handlers:
             logger.removeHandler(handler)
             handler.close()
+        if isinstance(error, Exception) and (said := storage_problem(error)):
+            error = UserError(said)
         if isinstance(error, UserError):
             _emit(self.log, f"error: {error}\n")
             raise SystemExit(1) from None
         if isinstance(error, Exception):
             _emit(self.log, "".join(traceback.format_exception(kind, error, trace)))
             raise SystemExit(1) from None
+
+
+def storage_problem(error: Exception) -> str:
+    """Return one sentence about a disk that is full or cannot be written, whichever library met it; else ``""``."""
+    text = str(error).partition("\n")[0]
+    for sign, what in STORAGE.items():
+        if sign in text:
+            name = getattr(error, "filename", None) or "a result"
+            return f"{name} cannot be written ({what}); make room or choose another --directory, then run again"
+    return ""
+
+
+def _end_with_snakemake() -> None:
+    """End this process when asked to, and soon after Snakemake was killed: nobody waits for it any more."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    ancestors = _ancestors()
+
+    def watch() -> None:
+        while _ancestors() == ancestors:
+            time.sleep(WATCH_SECONDS)
+        os._exit(128 + signal.SIGHUP)
+
+    threading.Thread(target=watch, daemon=True, name="watch of Snakemake").start()
+
+
+def _ancestors() -> list[int]:
+    """Return the processes between this one and Snakemake, which is the first that is no shell (Linux only)."""
+    found = [os.getppid()]
+    with contextlib.suppress(OSError):
+        while True:
+            # The name, in parentheses, may hold anything.
+            name, _, rest = Path(f"/proc/{found[-1]}/stat").read_text().rpartition(")")
+            if name.partition("(")[2] not in SHELLS:
+                break
+            found.append(int(rest.split()[1]))
+    return found
 
 
 def job_arguments(snakemake: Any) -> dict[str, Any]:

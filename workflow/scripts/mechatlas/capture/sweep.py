@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ from mechatlas.io import (
     write_json,
     write_table,
 )
+from mechatlas.models.batches import largest_batch
 from mechatlas.models.points import point_width
+from mechatlas.models.transfer import to_host
 from mechatlas.models.transformer import POINTS, Transformer
 
 logger = logging.getLogger("mechatlas")
@@ -112,13 +115,37 @@ def capture_chunk(
     first, stop = min(int(first), len(table)), min(int(stop), len(table))
     facts = provenance(**(facts or {}), seed=settings.seed, first=first, stop=stop)
     with atomic_path(folder, folder=True) as temporary, torch.inference_mode():
-        sweep = _Sweep(model, table, temporary, first, stop, settings, facts)
-        sweep.run(windows_path)
+        length = read_windows(windows_path, 0, 1).tokens.shape[1]
+        size = batch_size(model, table, length, settings)
+        sweep = Sweep(model, table, temporary, first, stop, settings, facts, length, size)
+        sweep.run(_batches(windows_path, sweep.grid))
         sweep.finish()
 
 
-class _Sweep:
-    """The state of one pass."""
+def batch_size(model: Transformer, table: Windows, length: int, settings: CaptureSettings) -> int:
+    """Return how many windows a pass takes at once: ``batch_windows``, or fewer if a GPU has too little memory."""
+    if model.device.type == "cpu":
+        return settings.batch_windows
+
+    def attempt(size: int) -> None:
+        """Do a forward pass that keeps the events of all heads, and forget them."""
+        trial = Sweep(model, table, Path(), 0, size, settings, {}, length, size)
+        trial.shards = defaultdict(_Nowhere)
+        tokens = np.zeros((size, length), np.int32)
+        trial.take(replace(table[:size], tokens=tokens))
+
+    return largest_batch(attempt, min(settings.batch_windows, len(table)), "capture.batch_windows")
+
+
+class _Nowhere:
+    """A shard that forgets what is written."""
+
+    def write(self, name: str, rows: np.ndarray) -> None:
+        pass
+
+
+class Sweep:
+    """The state of one pass over windows ``first`` to ``stop`` of ``length`` tokens, ``size`` of them at a time."""
 
     def __init__(
         self,
@@ -129,6 +156,8 @@ class _Sweep:
         stop: int,
         settings: CaptureSettings,
         facts: dict[str, Any],
+        length: int,
+        size: int,
     ):
         self.model, self.table, self.folder = model, table, folder
         self.first, self.stop, self.settings, self.facts = first, stop, settings, facts
@@ -137,30 +166,29 @@ class _Sweep:
         )
         self.layers = [self._new_layer(layer) for layer in range(model.config.n_layers)]
         self.rounding = 0.0
-        self.length = 0
+        self.length, self.size = length, size
+        #: Where batches begin: at multiples of the size, whatever the chunk.
+        self.grid = range(first // size * size, stop, size)
+        self.pairs = random_pairs(
+            seed_for(settings.seed, "random events"), table.splits, length, settings.random_events
+        )
         self.batch: select.Batch | None = None
         self.values: Tensor | None = None
         self.buffer: Tensor | None = None
-        self.shards: dict[tuple[str, int], ShardWriter] = {}
+        self.shards: MutableMapping[tuple[str, int], ShardWriter | _Nowhere] = {}
 
-    def run(self, windows_path: str | Path) -> None:
-        """Run the model over the windows, batch by batch."""
-        size = self.settings.batch_windows
-        window_len = read_windows(windows_path, 0, 1).tokens.shape[1]
-        self._open(window_len)
-        pairs = random_pairs(
-            seed_for(self.settings.seed, "random events"), self.table.splits, window_len,
-            self.settings.random_events,
-        )  # fmt: skip
-        hooks = self._hooks()
-        grid = range(self.first // size * size, self.stop, size)
+    def run(self, batches: Iterable[Windows]) -> None:
+        """Run the model over the windows of all batches of the `grid`, and write shards on the way."""
+        self._open()
         label = f"windows {self.first} to {self.stop}"
-        for part in progress(
-            _batches(windows_path, grid), total=len(grid), desc=label, unit="batches"
-        ):
-            self.batch = self._plan(part, pairs)
-            tokens = torch.from_numpy(part.tokens.astype(np.int64)).to(self.model.device)
-            self.model.forward(tokens, hooks, logits=False)
+        for part in progress(batches, total=len(self.grid), desc=label, unit="batches"):
+            self.take(part)
+
+    def take(self, part: Windows) -> None:
+        """Run the model over one batch and keep what is to be kept of it."""
+        self.batch = self._plan(part, self.pairs)
+        tokens = torch.from_numpy(part.tokens.astype(np.int64)).to(self.model.device)
+        self.model.forward(tokens, self._hooks(), logits=False)
 
     def finish(self) -> None:
         """Write what was gathered."""
@@ -243,17 +271,16 @@ class _Sweep:
         exact = pattern[torch.from_numpy(places).to(pattern.device)].float()
         stored = exact.to(getattr(torch, self.settings.pattern_dtype))
         self.rounding = max(self.rounding, float((stored.float() - exact).abs().max()))
-        self.shards["pattern", index].write("patterns", stored.cpu().numpy())
+        self.shards["pattern", index].write("patterns", to_host(stored))
 
     def _store(self, point: str, value: Tensor, layer: int) -> None:
         rows = value[torch.from_numpy(self.batch.own).to(value.device)].flatten(0, 1).flatten(1)
         shard = self.shards[point, 0 if point in SINGLE else layer]
-        shard.write("activations", rows.float().cpu().numpy())
+        shard.write("activations", to_host(rows.float()))
 
-    def _open(self, length: int) -> None:
+    def _open(self) -> None:
         """Create the files that are written while the pass goes on."""
-        self.length = length
-        config = self.model.config
+        config, length = self.model.config, self.length
         kept, own = self.kept_windows, np.arange(self.first, self.stop, dtype=np.int32)
         shape = (len(kept), config.n_heads, length, length)
         for layer in range(config.n_layers):
@@ -290,7 +317,7 @@ class _Sweep:
             "sample": settings.sample,
             "query_rows": settings.query_rows,
             "random_events": settings.random_events,
-            "batch_windows": settings.batch_windows,
+            "batch_windows": self.size,
             "activations": list(settings.activations),
         }
 

@@ -24,10 +24,12 @@ SHAPE = (512, 768, 1536)
 def fast_matmul() -> Iterator[str]:
     """Compute with the fastest exact float32 product; yields its name, ``"highest"`` or ``"medium"``.
 
-    The choice is made once per process, for CPU tensors. The former setting returns at the end.
+    The choice is made once per process, for CPU tensors. The same setting would let a GPU round to TF32, so that a
+    process that uses one computes with ``"highest"``. The former setting returns at the end.
     """
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(choose())
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+    torch.set_float32_matmul_precision("highest" if on_gpu else choose())
     try:
         yield torch.get_float32_matmul_precision()
     finally:

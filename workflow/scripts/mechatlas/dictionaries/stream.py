@@ -19,6 +19,7 @@ from torch import Tensor
 from mechatlas.capture.patterns import activation_file
 from mechatlas.capture.shards import ShardReader
 from mechatlas.io import UserError, read_arrays, rng_for
+from mechatlas.models.transfer import staging, to_device
 
 #: A hook point and a layer.
 Place = tuple[str, int]
@@ -141,7 +142,8 @@ class ActivationStream:
 
     def _gather(self, place: Place, chosen: np.ndarray, shuffle: np.ndarray) -> Tensor:
         per_window, width = self.tokens_per_window, self.widths[place]
-        rows = np.empty((len(shuffle), width), np.float32)
+        held = staging((len(shuffle), width), torch.float32, self.device)
+        rows = held.numpy()
         for i, (chunk, row) in enumerate(self._home[chosen].tolist()):
             shards = self._shards[chunk]
             first = row * self.window_len + self.first_position
@@ -156,7 +158,7 @@ class ActivationStream:
             raise UserError(
                 f"activations are not finite (NaN or infinite) in {paths}; capture again with another dtype"
             )
-        return torch.from_numpy(rows).to(self.device)
+        return to_device(held, self.device)
 
     def _shapes(self) -> tuple[dict[Place, int], int]:
         widths: dict[Place, int] = {}

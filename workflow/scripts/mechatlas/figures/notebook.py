@@ -88,6 +88,7 @@ def execute_notebook(source: str | Path, log: str | Path, parameters: Mapping[st
     """
     import nbformat
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillException, PapermillExecutionError
     from traitlets.config import Config
 
@@ -110,6 +111,11 @@ def execute_notebook(source: str | Path, log: str | Path, parameters: Mapping[st
         if error.ename == UserError.__name__:
             raise UserError(error.evalue) from error
         raise
+    except DeadKernelError as error:
+        raise UserError(
+            f"{source}: the notebook's kernel died before its end, often for want of memory; run snakemake again, "
+            "with fewer jobs at a time if it happens again"
+        ) from error
     except (nbformat.reader.NotJSONError, nbformat.ValidationError, PapermillException) as error:
         raise UserError(
             f"{source} is not a notebook that can run: {str(error).splitlines()[0]}"

@@ -37,7 +37,7 @@ def atomic_path(path: str | Path, *, folder: bool = False) -> Iterator[Path]:
     temporary = _reserve(path, folder)
     try:
         yield temporary
-        _sync_tree(temporary)
+        _finish_tree(temporary)
         if folder and path.is_dir():
             shutil.rmtree(path)
         os.replace(temporary, path)
@@ -61,12 +61,9 @@ def _reserve(path: Path, folder: bool) -> Path:
         prefix = f".tmp-{path.name}-"
         if folder:
             temporary = tempfile.mkdtemp(dir=path.parent, prefix=prefix)
-            os.chmod(temporary, 0o755)
         else:
             handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
             os.close(handle)
-            # mkstemp makes private files; results are meant to be shared like any other output.
-            os.chmod(temporary, 0o666 & ~_umask())
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror}; "
@@ -81,12 +78,15 @@ def _umask() -> int:
     return mask
 
 
-def _sync_tree(path: Path) -> None:
-    if path.is_dir():
-        for child in sorted(path.rglob("*")):
-            if child.is_file():
-                _sync(child)
-    _sync(path)
+def _finish_tree(path: Path) -> None:
+    """Give what was written the usual permissions, and flush it to disk.
+
+    Temporary files are private, and so is what some libraries write; results are to be shared as the umask says.
+    """
+    mask = _umask()
+    for part in [path, *sorted(path.rglob("*"))] if path.is_dir() else [path]:
+        os.chmod(part, (0o777 if part.is_dir() else 0o666) & ~mask)
+        _sync(part)
 
 
 def _sync(path: Path) -> None:

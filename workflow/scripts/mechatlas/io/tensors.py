@@ -26,7 +26,6 @@ def write_tensors(
     with atomic_path(path) as temporary:
         # One entry only: safetensors writes several in no fixed order.
         save_file(contiguous, str(temporary), metadata={PROVENANCE_KEY: record})
-        temporary.chmod(0o644)
 
 
 def read_tensors(path: str | Path, *, device: str = "cpu") -> dict[str, Tensor]:

@@ -19,7 +19,8 @@ from torch import Tensor
 from mechatlas.io import UserError, atomic_path, file_digest, read_json
 from mechatlas.models.config import ModelConfig
 from mechatlas.models.pickles import read_tensor
-from mechatlas.models.transformer import DTYPES, Transformer
+from mechatlas.models.precision import set_precision
+from mechatlas.models.transformer import Transformer
 from mechatlas.models.weights import Weights, assemble, tensor_shapes
 
 PIECES = "model_pieces"
@@ -67,8 +68,7 @@ def load_tdb(folder: str | Path, *, device: str = "cpu", dtype: str = "float32")
         configuration is not one of a GPT-2.
     """
     folder = Path(folder)
-    if dtype not in DTYPES:
-        raise UserError(f"dtype: {dtype!r} is not supported; choose one of {', '.join(DTYPES)}")
+    number = set_precision(dtype, device)
     embedding = _piece(folder, "tok_embed.weight")
     config = _config(read_json(folder / "config.json"), len(embedding), folder / "config.json")
     shapes = tensor_shapes(config)
@@ -81,7 +81,7 @@ def load_tdb(folder: str | Path, *, device: str = "cpu", dtype: str = "float32")
                 f"{folder / PIECES}: {' + '.join(pieces_of(name))} has shape {list(tensor.shape)} where config.json "
                 f"implies {list(shapes[name])}; the files do not belong together"
             )
-        return tensor.to(device=device, dtype=DTYPES[dtype])
+        return tensor.to(device=device, dtype=number)
 
     weights = assemble(config, read)
     if torch.equal(weights.embedding, weights.unembedding):

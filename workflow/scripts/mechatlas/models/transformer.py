@@ -20,6 +20,7 @@ from mechatlas.models.cache import KeyValueCache
 from mechatlas.models.config import Llama3Rope, ModelConfig, read_config
 from mechatlas.models.hooks import NORM_PARTS, SCORE_POINTS, Hook, bind
 from mechatlas.models.hooks import POINTS as POINTS
+from mechatlas.models.precision import set_precision
 from mechatlas.models.weights import (
     Weights,
     load_weights,
@@ -28,7 +29,6 @@ from mechatlas.models.weights import (
     weights_hash,
 )
 
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 ACTIVATIONS = {
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -360,7 +360,7 @@ def load(
     folder : str or Path
         Holds ``config.json`` and, for ``init="trained"``, safetensors weights.
     device, dtype : str
-        Such as ``"cpu"``, ``"cuda"``; ``"float32"``, ``"bfloat16"``, ``"float64"``.
+        Such as ``"cpu"``, ``"cuda"``; one of `mechatlas.models.precision.DTYPES`.
     init : str
         ``"trained"`` reads the weights, ``"random"`` draws new ones (the random-weight control).
     seed : int
@@ -371,15 +371,14 @@ def load(
     UserError
         If config or weights are missing, damaged, inconsistent or of an unsupported type.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"dtype: {dtype!r} is not supported; choose one of {', '.join(DTYPES)}")
+    number = set_precision(dtype, device)
     config = read_config(folder)
     if init == "random":
-        weights = random_weights(config, seed, device, DTYPES[dtype])
+        weights = random_weights(config, seed, device, number)
         return Transformer(config, weights, random_hash(config, seed))
     if init != "trained":
         raise ValueError(f"init must be 'trained' or 'random', not {init!r}")
-    weights = load_weights(folder, config, device, DTYPES[dtype])
+    weights = load_weights(folder, config, device, number)
     return Transformer(config, weights, lambda: weights_hash(folder))
 
 

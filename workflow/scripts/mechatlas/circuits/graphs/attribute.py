@@ -106,8 +106,9 @@ class _Rows:
         self.sums: list[np.ndarray] = []
         self.indices: list[np.ndarray] = []
         self.data: list[np.ndarray] = []
-        self.rank = torch.empty_like(backward.columns.order)
-        self.rank[backward.columns.order] = torch.arange(len(self.rank))
+        order = backward.columns.order.cpu()
+        self.rank = torch.empty_like(order)
+        self.rank[order] = torch.arange(len(order))
 
     def add_targets(self, targets: Sequence[Target]) -> None:
         """Compute the rows of the targets."""
@@ -174,13 +175,14 @@ class _Rows:
             total=total,
             **left_out,
             labels=labels,
-            tokens=run.tokens.numpy(),
+            tokens=run.tokens.cpu().numpy(),
             facts=_facts(run, self.settings),
         )
 
     def _chunks(self, index: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Split features by position, and so that gradients and rows fit; within a chunk layers descend."""
         active, columns = self.run.active, self.backward.columns
+        index = index.to(active.position.device)
         itemsize, d = self.run.final.dtype.itemsize, self.run.final.shape[1]
         for position in active.position[index].unique().tolist():
             here = index[active.position[index] == position]
@@ -239,12 +241,12 @@ def _nodes(run: LocalRun, targets: Sequence[Target], traced: np.ndarray) -> dict
     active = run.active
     has_positions = run.model.weights.positions is not None
     columns = (active.layer, active.position, active.feature, active.value)
-    features = [column.numpy()[traced] for column in columns]
+    features = [column.cpu().numpy()[traced] for column in columns]
     last = [np.array([getattr(t, name) for t in targets]) for name in ("token", "weight")]
     parts: list[tuple[int, Any, Any, Any, Any, int]] = [
         (kinds.FEATURE, *features, len(traced)),
         (kinds.ERROR, *grid, -1, 0, grid.shape[1]),
-        (kinds.TOKEN, -1, along, run.tokens.numpy(), 0, length),
+        (kinds.TOKEN, -1, along, run.tokens.cpu().numpy(), 0, length),
         (kinds.POSITION, -1, along, -1, 0, length if has_positions else 0),
         (kinds.BOS_OUTPUT, *bos_grid, -1, 0, bos_grid.shape[1]),
         (kinds.ATTENTION_BIAS, each, -1, -1, 0, layers),
@@ -269,7 +271,8 @@ def _pre_activations(run: LocalRun, traced: np.ndarray) -> np.ndarray:
     for layer in range(run.model.config.n_layers):
         here = (active.layer == layer).nonzero()[:, 0]
         pre = run.clt.pre_activations(run.read[layer], layer)
-        values[here.numpy()] = pre[active.position[here], active.feature[here]].double().numpy()
+        found = pre[active.position[here], active.feature[here]]
+        values[here.cpu().numpy()] = found.double().cpu().numpy()
     return values[traced]
 
 
@@ -277,7 +280,7 @@ def _values(run: LocalRun, targets: Sequence[Target]) -> np.ndarray:
     """Return the targets' values in the model's run."""
     weights = run.model.weights
     x = run.model.norm(run.final[-1], weights.final_norm, weights.final_norm_bias)
-    return torch.stack([target.vector @ x for target in targets]).double().numpy()
+    return torch.stack([target.vector @ x for target in targets]).double().cpu().numpy()
 
 
 def _facts(run: LocalRun, settings: Settings) -> dict[str, Any]:

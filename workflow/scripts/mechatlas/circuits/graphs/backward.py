@@ -55,7 +55,8 @@ def columns_of(run: LocalRun) -> Columns:
     place = active.position * layers + active.layer
     counts = torch.bincount(place, minlength=length * layers).view(length, layers)
     ends = counts.flatten().cumsum(0).view(length, layers)
-    first = torch.cat([(ends - counts)[:, :1], ends], 1)
+    # Read as Python numbers only, for which a GPU would be waited for each time.
+    first = torch.cat([(ends - counts)[:, :1], ends], 1).cpu()
     sizes = [
         len(active),
         layers * length,
@@ -111,8 +112,8 @@ class Backward:
         run, clt = self.run, self.run.clt
         layer, feature = run.active.layer[index], run.active.feature[index]
         position = run.active.position[index[:1]]
-        vector = torch.empty(len(index), run.model.config.d_model, dtype=run.final.dtype)
-        constant = torch.empty(len(index), dtype=run.final.dtype)
+        vector = run.final.new_empty(len(index), run.model.config.d_model)
+        constant = run.final.new_empty(len(index))
         for one in layer.unique().tolist():
             here = layer == one
             rows = clt.encoder[one][feature[here]]
