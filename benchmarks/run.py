@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "workflow" / "scripts")]
+PEERS = HERE / "peers"
+sys.path[:0] = [str(HERE), str(HERE.parent / "workflow" / "scripts"), str(PEERS)]
 
 
 def machine() -> dict[str, str | int]:
@@ -36,15 +37,18 @@ def machine() -> dict[str, str | int]:
 
 def main(names: list[str], quick: bool) -> None:
     """Run the named benchmarks (all by default)."""
-    every = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
+    files = [path for folder in (HERE, PEERS) for path in folder.glob("bench_*.py")]
+    every = sorted(path.stem.removeprefix("bench_") for path in files)
     unknown = set(names) - set(every)
     if unknown:
         sys.exit(f"error: no benchmark {', '.join(sorted(unknown))}; there are {', '.join(every)}")
-    os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:2], os.environ.get("PYTHONPATH", "")])
+    os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:3], os.environ.get("PYTHONPATH", "")])
     for name in names or every:
         module = importlib.import_module(f"bench_{name}")
         result = {"machine": machine(), "quick": quick, **module.run(quick)}
         print("\n".join(module.table(result)))
+        if "skipped" in result:
+            continue
         path = HERE / "results" / f"{name}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n")

@@ -51,3 +51,9 @@ rule transcoder:
     """Cross-layer transcoders, measured, and the attribution graphs that are drawn with them."""
     input:
         transcoder_results(),
+
+
+rule sweeps:
+    """Transcoders over a range of sparsity, CLT beside transcoders for each layer; what `sweeps:` names."""
+    input:
+        sweep_results(),
