@@ -57,8 +57,9 @@ def make_clt(model: Any, path: Path) -> None:
     encoder = [torch.randn(FEATURES, WIDTH, generator=generator) for _ in range(LAYERS)]
     bias = []
     for rows, x in zip(encoder, read, strict=True):
+        # The threshold lies between two pre-activations, so that rounding decides about no feature.
         pre = (x[1:] @ rows.mT).flatten()
-        cut = pre.kthvalue(pre.numel() - PER_TOKEN * (TOKENS - 1)).values
+        cut = pre.topk(PER_TOKEN * (TOKENS - 1) + 1).values[-2:].mean()
         bias.append((-cut).expand(FEATURES).contiguous())
     decoder = [
         0.01 * torch.randn(FEATURES, LAYERS - i, WIDTH, generator=generator) for i in range(LAYERS)

@@ -117,11 +117,10 @@ def compare(folder: Path) -> dict[str, float]:
     shared = graph.shared()
     features, targets = shared.kind == FEATURE, shared.kind == LOGIT
     names = np.stack([shared.layer, shared.position, shared.feature], 1)[features]
-    same = np.array_equal(names, theirs["active_features"]) and np.array_equal(
-        shared.feature[targets], theirs["targets"]
-    )
-    if not same:
-        sys.exit("error: the programs find other active features or targets")
+    if not np.array_equal(names, theirs["active_features"]):
+        sys.exit("error: the programs find other active features")
+    if not np.array_equal(shared.feature[targets], theirs["targets"]):
+        sys.exit("error: the programs find other targets")
     rows = np.flatnonzero(features | targets)
     largest, relative = 0.0, 0.0
     for part in np.array_split(rows, 32):
@@ -154,6 +153,7 @@ def run(quick: bool = False) -> dict[str, Any]:
         ours = [job(own)]
         theirs = job([str(peer), str(HERE / "circuit_tracer_job.py"), str(folder)])
         loads.append(os.getloadavg())
+        print(f"ours {ours[0]}\ncircuit-tracer {theirs}", flush=True)
         if not quick:
             ours.append(job(own))
         compared = compare(folder)

@@ -288,6 +288,12 @@ def prompt_files():
 DICTIONARIES = list(config["dictionaries"])
 TRAINED_HERE = [n for n in DICTIONARIES if config["dictionaries"][n]["kind"] == "trained"]
 FOREIGN = [name for name in DICTIONARIES if name not in TRAINED_HERE]
+# Dictionaries that are the features of a transcoder, and that transcoder.
+OF_FEATURES = {
+    name: entry["transcoder"]
+    for name, entry in config["dictionaries"].items()
+    if entry["kind"] == "transcoder"
+}
 NOTHING = r"(?!)"  # a pattern that matches no name
 NOT_TRAINING = ("kind", "models", "sources", "layers", "reads", "writes", "checkpoint_every")
 
@@ -303,7 +309,11 @@ def entries_of(table, **wanted):
 
 def dictionaries_of(model, source):
     """The dictionaries that are for a model and a source, by name; none for a random-weight control."""
-    return entries_of("dictionaries", models=model, sources=source) if model in MODELS else []
+    if model not in MODELS:
+        return []
+    names = entries_of("dictionaries", models=model, sources=source)
+    known = transcoders_of(model, source)
+    return [name for name in names if name not in OF_FEATURES or OF_FEATURES[name] in known]
 
 
 def dictionary_places():
@@ -318,16 +328,19 @@ def dictionary_places():
 
 def dictionary_results():
     """The files of all dictionaries, and the figures that compare them."""
-    folders = {f"results/{model}/{source}/dictionaries" for model, source, _ in dictionary_places()}
+    measured = [place for place in dictionary_places() if place[2] not in OF_FEATURES]
+    folders = {f"results/{model}/{source}/dictionaries" for model, source, _ in measured}
     frontiers = expand(
         "{folder}/frontier.{end}", folder=sorted(folders), end=["parquet", "svg", "png"]
     )
-    files = ["weights", "evaluation.parquet", "latents.parquet"]
-    return frontiers + [
+    files = ["evaluation.parquet", "latents.parquet"]
+    found = [
         f"results/{model}/{source}/dictionaries/{dictionary}/{file}"
-        for model, source, dictionary in dictionary_places()
+        for model, source, dictionary in measured
         for file in files + ["training.parquet"] * (dictionary in TRAINED_HERE)
     ]
+    weights = [f"results/{m}/{s}/dictionaries/{d}/weights" for m, s, d in dictionary_places()]
+    return frontiers + found + weights
 
 
 def dictionary_points(wildcards):
@@ -352,6 +365,8 @@ def entry_points(entry):
         return [OPENAI_SITES[entry["site"]]]
     if entry["kind"] == "trained":
         return [entry["reads"], entry["writes"] or entry["reads"]]
+    if entry["kind"] == "transcoder":
+        return []  # captured for the transcoder
     return entry["points"]
 
 
@@ -376,6 +391,8 @@ def foreign_entries(wildcards):
     """Param: format and place of each layer of a dictionary that others made."""
     name = wildcards.dictionary
     entry = config["dictionaries"][name]
+    if name in OF_FEATURES:
+        return {"every": {"format": "transcoder", "path": clt_file(wildcards)}}
     if entry["kind"] == "openai":
         place = {"format": "openai", "version": entry["version"], "site": entry["site"]}
         folder = f"resources/downloads/dictionaries/{name}"
@@ -395,16 +412,29 @@ def foreign_files(wildcards):
     if wildcards.dictionary in TRAINED_HERE:
         return []
     entry = config["dictionaries"][wildcards.dictionary]
+    if wildcards.dictionary in OF_FEATURES:
+        return [clt_file(wildcards)]
     if entry["kind"] == "openai":
         return [place["path"] for place in foreign_entries(wildcards).values()]
     return [shown(path) for path in dictionary_paths(entry, Path.cwd(), REPOSITORY).values()]
 
 
-def evaluations_of(wildcards):
-    """The evaluations of all dictionaries of a model and source."""
-    folder = f"results/{wildcards.model}/{wildcards.source}/dictionaries"
+def clt_file(wildcards):
+    """The transcoder whose features a dictionary is."""
+    name = OF_FEATURES[wildcards.dictionary]
+    return f"results/{wildcards.model}/{wildcards.source}/transcoders/{name}/clt.safetensors"
+
+
+def compared_dictionaries(wildcards):
+    """Param: the dictionaries of a model and source that are evaluated as such."""
     names = dictionaries_of(wildcards.model, wildcards.source)
-    return [f"{folder}/{name}/evaluation.parquet" for name in names]
+    return [name for name in names if name not in OF_FEATURES]
+
+
+def evaluations_of(wildcards):
+    """The evaluations of these dictionaries."""
+    folder = f"results/{wildcards.model}/{wildcards.source}/dictionaries"
+    return [f"{folder}/{name}/evaluation.parquet" for name in compared_dictionaries(wildcards)]
 
 
 # For circuits.
@@ -566,6 +596,16 @@ def graph_settings(wildcards):
     """Param: which prompt, and how its graph is made."""
     entry = config["graphs"][wildcards.graph]
     return {key: value for key, value in entry.items() if key not in NOT_GRAPH}
+
+
+def feature_explanations(wildcards):
+    """Explanations of a transcoder's features, where a dictionary asks for them: one file for each such dictionary."""
+    folder = f"results/{wildcards.model}/{wildcards.source}/latents"
+    return [
+        f"{folder}/{name}/explanations.jsonl"
+        for name in dictionaries_of(wildcards.model, wildcards.source)
+        if OF_FEATURES.get(name) == wildcards.transcoder
+    ]
 
 
 def set_prompts(wildcards):
@@ -884,6 +924,9 @@ def weights_mb(wildcards):
 def dictionary_mb(wildcards):
     """Size of one layer of a dictionary, for a width of 1024."""
     entry = config["dictionaries"][wildcards.dictionary]
+    if wildcards.dictionary in OF_FEATURES:
+        # All layers of the file, whose features write to several layers.
+        return 20 * config["transcoders"][OF_FEATURES[wildcards.dictionary]]["features"] * 4096 / 1e6
     published = 131072 if entry.get("version") == "_v5_128k" else 32768
     return 2 * entry.get("latents", published) * 1024 * 4 / 1e6
 

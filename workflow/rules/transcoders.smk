@@ -90,6 +90,7 @@ rule attribution_graph:
         clt="results/{model}/{source}/transcoders/{transcoder}/clt.safetensors",
         features="results/{model}/{source}/transcoders/{transcoder}/features.parquet",
         examples="results/{model}/{source}/transcoders/{transcoder}/examples.parquet",
+        explanations=feature_explanations,
         windows=windows_of,
         prompts=graph_prompts,
         model_files=model_inputs,

@@ -91,7 +91,8 @@ def complete_config(config: Mapping[str, Any], workdir: Path, repository: Path) 
         errors.extend(_check_places(complete, config, "tasks", ("models",)))
         for section in ("graphs", "graph_sets", "sweeps"):
             errors.extend(_check_named(complete, config, section, "task"))
-        errors.extend(_check_named(complete, config, "sweeps", "transcoder"))
+        for section in ("sweeps", "dictionaries"):
+            errors.extend(_check_named(complete, config, section, "transcoder"))
         errors.extend(_check_sweeps(complete["sweeps"], complete["transcoders"]))
     if errors:
         raise ConfigError(errors)
@@ -156,8 +157,9 @@ def _check_named(
     table = f"{key}s"
     known = list(given.get(table) or {})
     for name, entry in complete[section].items():
-        if entry[key] is not None and entry[key] not in known:
-            yield f"{section}.{name}.{key}: {entry[key]!r} is not among {table}; {_choices(entry[key], known)}"
+        wanted = entry.get(key)
+        if wanted is not None and wanted not in known:
+            yield f"{section}.{name}.{key}: {wanted!r} is not among {table}; {_choices(wanted, known)}"
 
 
 def _check_sweeps(
