@@ -15,7 +15,7 @@ from mechatlas.circuits.graphs.graph import FEATURE
 from mechatlas.circuits.graphs.influence import influence, scores
 from mechatlas.circuits.graphs.prompt_set import make_prompt_set, slots_of
 from mechatlas.circuits.graphs.run import run_prompt
-from mechatlas.circuits.graphs.sweep import matched_difference, sweep_table
+from mechatlas.circuits.graphs.sweep import at_equal_sparsity, sweep_table
 from mechatlas.circuits.graphs.targets import logit_difference
 from mechatlas.dictionaries.clt_replacement import replacement_hooks
 from mechatlas.figures.transcoders import sweep_frontier
@@ -166,7 +166,7 @@ def sweep_files(folder):
 def test_a_sweep_is_one_table_and_kinds_are_compared_at_equal_sparsity(tmp_path):
     table = sweep_table(sweep_files(tmp_path))
     assert len(table) == 12 and list(table["decoders"].unique()) == ["cross", "per_layer"]
-    found = matched_difference(table, "fvu").set_index("decoders")
+    found = at_equal_sparsity(table).query("metric == 'fvu'").set_index("decoders")
     middle = (4.5 + 16) / 2
     assert (found["l0"] == middle).all()
     for kind, a in (("cross", 0.5), ("per_layer", 0.6)):
@@ -176,7 +176,7 @@ def test_a_sweep_is_one_table_and_kinds_are_compared_at_equal_sparsity(tmp_path)
         )
     apart = table[(table["decoders"] == "cross") | (table["value"] == 4)].copy()
     apart.loc[apart["decoders"] == "per_layer", "l0"] += 100
-    assert matched_difference(apart, "fvu").empty
+    assert at_equal_sparsity(apart).empty
 
 
 def test_the_frontier_shows_what_was_measured(tmp_path):

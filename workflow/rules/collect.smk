@@ -48,7 +48,7 @@ rule latents:
 
 
 rule transcoder:
-    """Cross-layer transcoders, measured, and the attribution graphs that are drawn with them."""
+    """Cross-layer transcoders, measured, the attribution graphs that are drawn with them, and their pages."""
     input:
         transcoder_results(),
 

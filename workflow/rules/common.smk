@@ -546,6 +546,7 @@ NOT_CLT_TRAINING = ("models", "sources", "checkpoint_every")
 NOT_GRAPH = ("models", "transcoders", "task")
 GRAPH_SETS = list(config["graph_sets"])
 SET_TABLES = ("scores", "edges", "features", "generation")
+DESCRIPTION = ("activations", "text_map", "correlations", "virtual_weights", "layer_weights")
 SWEEPS = list(config["sweeps"])
 
 
@@ -568,7 +569,34 @@ def transcoder_results():
                 files += [f"{folder}/{name}" for name in ("clt.safetensors", *tables)]
                 files += [f"{folder}/graphs/{name}.{end}" for name in graphs for end in of_graph]
                 files += [f"{folder}/sets/{n}/{t}.parquet" for n in sets for t in SET_TABLES]
+                files += [f"{folder}/description/{name}.parquet" for name in DESCRIPTION]
+                page = f"results/report/{model}/{source}/transcoders/{transcoder}"
+                files += [f"{page}.html", f"{page}.ipynb"]
     return files
+
+
+def graph_summaries(wildcards):
+    """The summaries of all graphs of a transcoder."""
+    folder = transcoder_folder(wildcards)
+    names = traced("graphs", wildcards.model, wildcards.transcoder)
+    return [f"{folder}/graphs/{name}.summary.json" for name in names]
+
+
+def set_folders(wildcards):
+    """Param: the folders of all sets of prompts of a transcoder."""
+    folder = transcoder_folder(wildcards)
+    names = traced("graph_sets", wildcards.model, wildcards.transcoder)
+    return [f"{folder}/sets/{name}" for name in names]
+
+
+def set_files(wildcards):
+    """The tables of all sets of prompts of a transcoder."""
+    return [f"{folder}/{t}.parquet" for folder in set_folders(wildcards) for t in SET_TABLES]
+
+
+def transcoder_folder(wildcards):
+    place = f"{wildcards.model}/{wildcards.source}/transcoders/{wildcards.transcoder}"
+    return f"results/{place}"
 
 
 def traced(section, model, transcoder):
@@ -680,9 +708,9 @@ def sweep_places():
 def sweep_results():
     """The figures of all sweeps and what they show."""
     return [
-        f"results/{model}/{source}/sweeps/{sweep}/frontier.{end}"
+        f"results/{model}/{source}/sweeps/{sweep}/{file}"
         for model, source, sweep in sweep_places()
-        for end in ("parquet", "svg", "png")
+        for file in ("frontier.parquet", "compared.parquet", "frontier.svg", "frontier.png")
     ]
 
 

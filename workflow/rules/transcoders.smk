@@ -160,6 +160,99 @@ rule trace_prompts:
         "../scripts/trace_prompts.py"
 
 
+rule describe_clt:
+    """Measure what features do on single texts, together over test documents, and on each other by virtual weights."""
+    input:
+        clt="results/{model}/{source}/transcoders/{transcoder}/clt.safetensors",
+        features="results/{model}/{source}/transcoders/{transcoder}/features.parquet",
+        windows=windows_of,
+        chunks=chunks_of,
+        prompts=of_tasks("prompts.jsonl"),
+        model_files=model_inputs,
+    output:
+        activations="results/{model}/{source}/transcoders/{transcoder}/description/activations.parquet",
+        text_map="results/{model}/{source}/transcoders/{transcoder}/description/text_map.parquet",
+        correlations="results/{model}/{source}/transcoders/{transcoder}/description/correlations.parquet",
+        virtual_weights="results/{model}/{source}/transcoders/{transcoder}/description/virtual_weights.parquet",
+        layer_weights="results/{model}/{source}/transcoders/{transcoder}/description/layer_weights.parquet",
+    log:
+        "logs/describe_clt/{model}/{source}/{transcoder}.log",
+    benchmark:
+        "results/benchmarks/describe_clt/{model}/{source}/{transcoder}.tsv"
+    wildcard_constraints:
+        model=TRAINED,
+    conda:
+        "../../envs/mechatlas.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(1000, per_weight=8, per_window=50),
+        runtime=minutes(30, per_token=0.1),
+        gpu=0,
+    params:
+        model=model_folder,
+        tasks=lambda wildcards: tasks_of(wildcards.model),
+        seed=config["seed"],
+        dtype=config["dtype"],
+        code=script_digest("describe_clt"),
+    script:
+        "../scripts/describe_clt.py"
+
+
+rule render_transcoder:
+    """Execute the notebook of one transcoder and render it as one self-contained HTML file."""
+    input:
+        notebook=repository_file("workflow/notebooks/transcoder.ipynb"),
+        evaluation="results/{model}/{source}/transcoders/{transcoder}/evaluation.parquet",
+        features="results/{model}/{source}/transcoders/{transcoder}/features.parquet",
+        training="results/{model}/{source}/transcoders/{transcoder}/training.parquet",
+        activations="results/{model}/{source}/transcoders/{transcoder}/description/activations.parquet",
+        text_map="results/{model}/{source}/transcoders/{transcoder}/description/text_map.parquet",
+        correlations="results/{model}/{source}/transcoders/{transcoder}/description/correlations.parquet",
+        virtual_weights="results/{model}/{source}/transcoders/{transcoder}/description/virtual_weights.parquet",
+        layer_weights="results/{model}/{source}/transcoders/{transcoder}/description/layer_weights.parquet",
+        graphs=graph_summaries,
+        set_files=set_files,
+        tokenizer_files=tokenizer_inputs,
+    output:
+        html=report(
+            "results/report/{model}/{source}/transcoders/{transcoder}.html",
+            caption="../report/transcoder.rst",
+            category="Transcoders",
+            subcategory="{model}",
+            labels={
+                "model": "{model}",
+                "source": "{source}",
+                "transcoder": "{transcoder}",
+                "content": "report",
+            },
+        ),
+        notebook_out="results/report/{model}/{source}/transcoders/{transcoder}.ipynb",
+    log:
+        text="logs/render_transcoder/{model}/{source}/{transcoder}.log",
+        notebook="logs/render_transcoder/{model}/{source}/{transcoder}.ipynb",
+    benchmark:
+        "results/benchmarks/render_transcoder/{model}/{source}/{transcoder}.tsv"
+    wildcard_constraints:
+        model=TRAINED,
+    conda:
+        "../../envs/mechatlas.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(1500),
+        runtime=minutes(20),
+        gpu=0,
+    params:
+        model=model_folder,
+        name=lambda wildcards: wildcards.model,
+        source=lambda wildcards: wildcards.source,
+        transcoder=lambda wildcards: wildcards.transcoder,
+        sets=set_folders,
+        bos=lambda wildcards: model_config(wildcards)["bos"],
+        code=script_digest("render_transcoder", "transcoder"),
+    script:
+        "../scripts/render_transcoder.py"
+
+
 rule train_sweep:
     """Train one transcoder of a sweep, measure it on test documents, and score the graphs of a task's prompts."""
     input:
@@ -204,6 +297,7 @@ rule draw_sweep:
         evaluations=sweep_evaluations,
     output:
         table="results/{model}/{source}/sweeps/{sweep}/frontier.parquet",
+        compared="results/{model}/{source}/sweeps/{sweep}/compared.parquet",
         svg="results/{model}/{source}/sweeps/{sweep}/frontier.svg",
         png="results/{model}/{source}/sweeps/{sweep}/frontier.png",
     log:

@@ -5,7 +5,7 @@ For each kind of decoder, value and seed the same windows come in the same order
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ METRICS = (
     *("replacement", "completeness", "replacement_corrected", "completeness_corrected"),
     "mean_path_length",
 )
+
+#: Measures that are compared at equal sparsity.
+COMPARED = ("fvu", "kl", "top1_agreement", "replacement_corrected", "completeness_corrected")
 
 
 def measure_point(
@@ -103,42 +106,28 @@ def sweep_table(evaluations: Sequence[str | Path]) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(order, ignore_index=True)
 
 
-def over_seeds(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Return ``decoders``, ``value``, and means over seeds of ``l0`` and of a metric, by rising ``l0``."""
-    means = table.groupby(["decoders", "value"], as_index=False)[["l0", metric]].mean()
-    return means.sort_values(["decoders", "l0"], ignore_index=True)
-
-
-def matched_difference(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+def at_equal_sparsity(table: pd.DataFrame) -> pd.DataFrame:
     """Compare kinds of decoders at the same number of active features.
 
-    Each curve (mean over seeds) is read, by linear interpolation, in the middle of the range of ``l0`` that all kinds
-    share.
+    Each curve is read, by linear interpolation, in the middle of the range of ``l0`` that all kinds and seeds share.
 
     Returns
     -------
     DataFrame
-        ``decoders``, ``l0``, ``value``, and ``low`` and ``high``: the extremes over seeds, each seed a curve of its own.
-        Empty if the ranges do not overlap.
+        For each measure of `COMPARED` that there is: ``metric``, ``decoders``, ``l0``, ``value`` (mean over seeds),
+        ``low`` and ``high`` (the extremes over seeds), ``seeds``. Empty if the ranges do not overlap.
     """
-    curves = {
-        (kind, seed): part.sort_values("l0")
-        for (kind, seed), part in table.groupby(["decoders", "seed"])
-    }
+    curves = {key: part.sort_values("l0") for key, part in table.groupby(["decoders", "seed"])}
     low = max(float(part["l0"].min()) for part in curves.values())
     high = min(float(part["l0"].max()) for part in curves.values())
-    if low > high:
-        return pd.DataFrame(columns=["decoders", "l0", "value", "low", "high"])
-    middle, found = (low + high) / 2, _by_kind(curves, metric, (low + high) / 2)
-    rows = [(k, middle, np.mean(v), np.min(v), np.max(v)) for k, v in found.items()]
-    return pd.DataFrame(rows, columns=["decoders", "l0", "value", "low", "high"])
-
-
-def _by_kind(
-    curves: Mapping[tuple[str, int], pd.DataFrame], metric: str, at: float
-) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
-    for (kind, _), part in curves.items():
-        value = np.interp(at, part["l0"].to_numpy(), part[metric].to_numpy())
-        found.setdefault(kind, []).append(float(value))
-    return found
+    rows, middle = [], (low + high) / 2
+    for metric in [name for name in COMPARED if name in table and low <= high]:
+        found: dict[str, list[float]] = {}
+        for (kind, _), part in curves.items():
+            value = np.interp(middle, part["l0"].to_numpy(), part[metric].to_numpy())
+            found.setdefault(kind, []).append(float(value))
+        rows += [
+            (metric, kind, middle, np.mean(v), min(v), max(v), len(v)) for kind, v in found.items()
+        ]
+    names = ["metric", "decoders", "l0", "value", "low", "high", "seeds"]
+    return pd.DataFrame(rows, columns=names)
