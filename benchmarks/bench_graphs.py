@@ -22,8 +22,8 @@ FEATURES, TOKENS, PER_TOKEN = 2048, 16, 20
 BARS = {"graph / floor": 3.0, "peak MB": 1500.0, "largest gap": 1e-3}
 
 
-def make_model(vocab: int = VOCAB) -> Any:
-    """Return a random model."""
+def make_model(vocab: int = VOCAB, dtype: str = "float32") -> Any:
+    """Return a random model; its weights are float32 numbers in any dtype."""
     import torch
 
     from mechatlas.models.config import ModelConfig
@@ -33,7 +33,7 @@ def make_model(vocab: int = VOCAB) -> Any:
     config = ModelConfig(
         "gpt2", LAYERS, HEADS, HEADS, WIDTH, WIDTH // HEADS, 4 * WIDTH, 1024, vocab, 1e-5, "gelu_new", True
     )  # fmt: skip
-    return Transformer(config, random_weights(config, 0, "cpu", torch.float32), "")
+    return Transformer(config, random_weights(config, 0, "cpu", getattr(torch, dtype)), "")
 
 
 def prompt() -> Any:
@@ -69,12 +69,12 @@ def make_clt(model: Any, path: Path) -> None:
 
 
 def make_graph(model: Any, path: Path) -> Any:
-    """Return the graph of the prompt."""
+    """Return the graph of the prompt, in the model's dtype."""
     from mechatlas.circuits.graphs.attribute import attribute
     from mechatlas.circuits.graphs.run import run_prompt
     from mechatlas.dictionaries.clt_formats import load_clt
 
-    return attribute(run_prompt(model, load_clt(path), prompt()))
+    return attribute(run_prompt(model, load_clt(path, dtype=model.dtype), prompt()))
 
 
 def floor(model: Any, positions: list[int], layers: list[int]) -> None:

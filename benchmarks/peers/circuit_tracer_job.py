@@ -1,8 +1,10 @@
 """One attribution graph by circuit-tracer, run in the environment of the peers.
 
-Reads a folder that `bench_circuit_tracer` wrote, and writes there ``graph.safetensors`` (active features, targets and
-the dense matrix of edges) and prints one line of JSON: wall and processor seconds of the graph alone, peak memory of
-the process. It needs no network: the tokenizer is made of names for numbers.
+Usage: python circuit_tracer_job.py FOLDER DTYPE [MAX_FEATURES]
+
+Reads a folder that `bench_circuit_tracer` wrote, and writes there ``theirs.{DTYPE}.safetensors`` (traced features,
+targets and the dense matrix of edges) and prints one line of JSON: wall and processor seconds of the graph alone, peak
+memory of the process. It needs no network: the tokenizer is made of names for numbers.
 """
 
 from __future__ import annotations
@@ -36,28 +38,32 @@ def make_tokenizer(folder: Path, size: int, bos: int) -> PreTrainedTokenizerFast
     return AutoTokenizer.from_pretrained(folder)
 
 
-def main(folder: Path) -> None:
-    """Make the graph of the folder's prompt."""
+def main(folder: Path, dtype: str, most: int | None) -> None:
+    """Make the graph of the folder's prompt, of all features or of so many."""
     about = json.loads((folder / "job.json").read_text())
     tokens = torch.tensor(about["tokens"])
     tokenizer = make_tokenizer(folder / "tokenizer", about["config"]["d_vocab"], int(tokens[0]))
-    shape = {"normalization_type": "LN", "positional_embedding_type": "standard", "act_fn": "gelu_new"}
-    shape |= {"model_name": "gpt2", "device": "cpu", "dtype": getattr(torch, about["dtype"])}
+    shape = {
+        "normalization_type": "LN",
+        "positional_embedding_type": "standard",
+        "act_fn": "gelu_new",
+    }
+    shape |= {"model_name": "gpt2", "device": "cpu", "dtype": getattr(torch, dtype)}
     model = TransformerLensReplacementModel(
         HookedTransformerConfig(**about["config"], **shape), tokenizer
     )
     model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
-    clt = load_clt(str(folder / "clt"), dtype=getattr(torch, about["dtype"]), lazy_decoder=False)
+    clt = load_clt(str(folder / "clt"), dtype=getattr(torch, dtype), lazy_decoder=False)
     model._configure_replacement_model(clt)
     wall, cpu = time.perf_counter(), time.process_time()
-    graph = attribute(tokens, model, batch_size=about["batch_size"])
+    graph = attribute(tokens, model, batch_size=about["batch_size"], max_feature_nodes=most)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     found = {
-        "active_features": graph.active_features,
+        "features": graph.active_features[graph.selected_features],
         "edges": graph.adjacency_matrix,
         "targets": torch.tensor([target.vocab_idx for target in graph.logit_targets]),
     }
-    save_file({k: v.contiguous() for k, v in found.items()}, folder / "graph.safetensors")
+    save_file({k: v.contiguous() for k, v in found.items()}, folder / f"theirs.{dtype}.safetensors")
     status = Path("/proc/self/status").read_text().splitlines()
     high = next(line for line in status if line.startswith("VmHWM"))
     print(json.dumps({"wall_s": wall, "cpu_s": cpu, "peak_mb": int(high.split()[1]) / 1024}))
@@ -65,4 +71,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else None)

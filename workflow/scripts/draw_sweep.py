@@ -1,7 +1,7 @@
 """Draw error, divergence and replacement score against active features for all transcoders of a sweep.
 
-Inputs: their evaluation.parquet. Outputs: frontier.parquet (a row per transcoder), compared.parquet (kinds of decoders at
-equal sparsity), frontier.svg and .png.
+Inputs: their evaluation.parquet. Outputs: frontier.parquet (a row per transcoder), compared.parquet (kinds of decoders
+at equal sparsity), frontier.svg and .png.
 """
 
 from collections.abc import Mapping, Sequence

@@ -179,7 +179,7 @@ def _check_sweeps(
         elif fixed and (odd := [value for value in sweep["values"] if value != int(value)]):
             yield f"sweeps.{name}.values: {odd[0]!r} is no whole number, as k must be; round it"
         elif fixed and max(sweep["values"]) > (most := sweep["features"] or base["features"]):
-            yield f"sweeps.{name}.values: {max(sweep['values']):g} is more than the {most} features of a layer; lower it"
+            yield f"sweeps.{name}.values: {max(sweep['values']):g} is above the {most} features of a layer; lower it"
 
 
 def _check_candidates(openai: Mapping[str, Any]) -> Iterator[str]:

@@ -27,7 +27,7 @@ MEASURED, SHOWN = 200, 10
 #: Pairs of features that are listed, by weight and by expected effect.
 PAIRS = 200
 #: Features of each layer whose activations on a text are listed.
-OF_TEXT = 8
+OF_TEXT = 5
 
 
 def most_important(features: pd.DataFrame, count: int) -> list[Tensor]:
@@ -54,9 +54,7 @@ class Moments:
         covariance = self.second - np.outer(self.first, self.first)
         scale = np.sqrt(np.clip(np.diag(covariance), 0, None))
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(
-                np.outer(scale, scale) > 0, covariance / np.outer(scale, scale), np.nan
-            )
+            return np.where(np.outer(scale, scale) > 0, covariance / np.outer(scale, scale), np.nan)
 
 
 @torch.inference_mode()
@@ -70,9 +68,7 @@ def feature_moments(
     size = sum(map(len, chosen))
     first, second = (torch.zeros(*shape, dtype=torch.float64) for shape in ((size,), (size, size)))
     tokens = 0
-    for start in progress(
-        range(0, len(windows), WINDOWS_AT_ONCE), desc="moments", unit="batches"
-    ):
+    for start in progress(range(0, len(windows), WINDOWS_AT_ONCE), desc="moments", unit="batches"):
         part, found = windows[start : start + WINDOWS_AT_ONCE], []
         for layer, index in enumerate(chosen):
             x = torch.from_numpy(read_activations(chunks, clt.reads, layer, part)[:, 1:])
@@ -114,8 +110,8 @@ def virtual_weights(
     """Return by how much features of a layer raise pre-activations of a later one, directly, per unit of activation.
 
     What the sources write to layers before the target's is read by the targets' encoders from the residual stream, on
-    any text alike: nothing of a prompt enters. Attention moves it too, which is left out. With ``reads: mlp_in`` the norm
-    is taken with scale 1.
+    any text alike: nothing of a prompt enters. Attention moves it too, which is left out. With ``reads: mlp_in`` the
+    norm is taken with scale 1.
 
     Parameters
     ----------
@@ -146,8 +142,8 @@ def weight_table(
     Returns
     -------
     DataFrame
-        ``layer``, ``feature`` (source), ``target_layer``, ``target_feature``, ``weight``, ``expected``: the weight times
-        E[a_s a_t] / E[a_t], the effect where the target is active (Ameisen et al. 2025, "target-weighted expected
+        ``layer``, ``feature`` (source), ``target_layer``, ``target_feature``, ``weight``, ``expected``: the weight
+        times E[a_s a_t] / E[a_t], the effect where the target is active (Ameisen et al. 2025, "target-weighted expected
         residual attribution"). Kept are the `PAIRS` strongest by ``weight`` and by ``expected``.
     DataFrame
         ``layer``, ``target_layer``, ``pairs``, ``mean_weight`` and ``mean_expected`` (of absolute values).
@@ -174,7 +170,12 @@ def weight_table(
 
 
 def _strongest(
-    weight: np.ndarray, expected: np.ndarray, source: int, target: int, rows: Tensor, columns: Tensor
+    weight: np.ndarray,
+    expected: np.ndarray,
+    source: int,
+    target: int,
+    rows: Tensor,
+    columns: Tensor,
 ) -> pd.DataFrame:
     flat = [np.argsort(-np.abs(x).ravel(), kind="stable")[:PAIRS] for x in (weight, expected)]
     place = np.unique(np.concatenate(flat))
@@ -238,9 +239,7 @@ def text_tables(
         points = np.stack([one[layer] for one in vectors])
         for method, place in flat_maps(points, seed).items():
             frame = pd.DataFrame(groups, columns=["group", "text"])
-            maps.append(
-                frame.assign(layer=layer, method=method, x=place[:, 0], y=place[:, 1])
-            )
+            maps.append(frame.assign(layer=layer, method=method, x=place[:, 0], y=place[:, 1]))
     return pd.concat(rows, ignore_index=True), pd.concat(maps, ignore_index=True)
 
 
@@ -261,7 +260,7 @@ def _listed(group: str, layer: int, z: Tensor, tokens: np.ndarray) -> pd.DataFra
 
 
 def flat_maps(points: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """Return points ``[n, d]`` in two dimensions, ``[n, 2]``: principal components, and t-SNE if there are enough points.
+    """Return points ``[n, d]`` in two dimensions, ``[n, 2]``: principal components, and t-SNE of at least six points.
 
     The sign of a component is such that its largest loading is positive.
     """
@@ -275,5 +274,7 @@ def flat_maps(points: np.ndarray, seed: int) -> dict[str, np.ndarray]:
         from sklearn.manifold import TSNE
 
         perplexity = min(30.0, (len(points) - 1) / 3)
-        found["tsne"] = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(points)
+        found["tsne"] = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(
+            points
+        )
     return found

@@ -37,6 +37,6 @@ def layer_dictionary(clt: CrossLayerTranscoder, layer: int) -> SparseAutoencoder
 
 
 def target_parts(sae: SparseAutoencoder, rows: Tensor, layer: int) -> dict[int, Tensor]:
-    """Return decoder rows ``[..., T d]`` by the layer to which each part goes, all to ``layer`` in a plain dictionary."""
+    """Return decoder rows ``[..., T d]`` by the layer to which each part goes; ``layer`` in a plain dictionary."""
     targets = sae.about.get("targets") or [layer]
     return dict(zip(targets, rows.chunk(len(targets), dim=-1), strict=True))

@@ -63,8 +63,9 @@ def write_references(
     ----------
     folder : str or Path
     entries : mapping
-        Layer to ``format`` (``openai``, ``saelens``, ``circuit-tracer``, ``mechatlas``, or ``transcoder`` for one of
-        `clt_formats.save_clt`), ``path`` (absolute, or relative to the working directory) and what its reader needs besides, such as ``version``.
+        Layer to ``format`` (``openai``, ``saelens``, ``circuit-tracer``, ``mechatlas``, or ``transcoder`` for a file of
+        `clt_formats.save_clt`), ``path`` (absolute, or relative to the working directory) and what its reader needs
+        besides, such as ``version``.
     facts : mapping
         Provenance.
     """

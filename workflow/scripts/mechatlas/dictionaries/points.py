@@ -66,7 +66,9 @@ def check_fits(sae: SparseAutoencoder, config: ModelConfig, where: str) -> Spars
         raise UserError(
             f"{where}: layer {layer} is out of range; the model has layers 0 to {config.n_layers - 1}"
         )
-    parts = len(sae.about.get("targets") or [layer])  # layers to which a transcoder's features write
+    parts = len(
+        sae.about.get("targets") or [layer]
+    )  # layers to which a transcoder's features write
     for key, width in (("reads", sae.d_in), ("writes", sae.d_out / parts)):
         point = sae.about.get(key)
         if point is not None and point_width(point, config) != width:

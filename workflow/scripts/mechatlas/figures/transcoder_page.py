@@ -14,6 +14,8 @@ from mechatlas.figures.html import Html, escape, figure, number, sections, table
 from mechatlas.figures.words import percent
 from mechatlas.io import read_json, read_table
 
+#: Tokens of a text in a figure.
+TOKENS = 28
 SCORES = {
     "replacement_corrected": "replacement",
     "completeness_corrected": "completeness",
@@ -35,13 +37,21 @@ MEASURES = {
 def headline_cards(evaluation: pd.DataFrame) -> list[tuple[str, str, str]]:
     """Return what heads the page as (value, what it is, note)."""
     whole = evaluation[evaluation["layer"] < 0].set_index("metric")
-    wanted = {"fvu": "variance unexplained", "l0": "active features a layer", "top1_agreement": "same top token"}
+    wanted = {
+        "fvu": "variance unexplained",
+        "l0": "active features a layer",
+        "top1_agreement": "same top token",
+    }
     cards = []
     for metric, words in wanted.items():
         row = whole.loc[metric]
         shown = number(row["value"], 1) if metric == "l0" else percent(row["value"], 1)
-        ends = [number(row[e], 1) if metric == "l0" else percent(row[e], 1) for e in ("low", "high")]
-        cards.append((shown, words, f"{ends[0]} to {ends[1]}, {int(row['documents'])} test documents"))
+        ends = [
+            number(row[e], 1) if metric == "l0" else percent(row[e], 1) for e in ("low", "high")
+        ]
+        cards.append(
+            (shown, words, f"{ends[0]} to {ends[1]}, {int(row['documents'])} test documents")
+        )
     return cards
 
 
@@ -49,7 +59,10 @@ def measure_rows(evaluation: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
     """Return columns and rows of the table of measures of the whole transcoder."""
     whole = evaluation[evaluation["layer"] < 0].set_index("metric")
     rows = [
-        [words, f"{whole.loc[m, 'value']:.2g}" if m.startswith("logit_gap") else _cell(whole.loc[m])]
+        [
+            words,
+            f"{whole.loc[m, 'value']:.2g}" if m.startswith("logit_gap") else _cell(whole.loc[m]),
+        ]
         for m, words in MEASURES.items()
         if m in whole.index
     ]
@@ -72,7 +85,7 @@ def important_rows(features: pd.DataFrame, each: int) -> tuple[list[str], list[l
 
 
 def text_sections(activations: pd.DataFrame, texts: Mapping[int, str]) -> Html:
-    """Return lines and map of the strongest features on the first text of each group.
+    """Return lines and map of the strongest features on the texts of the first and the last group, their first tokens.
 
     Parameters
     ----------
@@ -82,12 +95,18 @@ def text_sections(activations: pd.DataFrame, texts: Mapping[int, str]) -> Html:
         Token id -> text.
     """
     parts = {}
-    for group, rows in activations.groupby("group", sort=False):
+    groups = list(dict.fromkeys(activations["group"]))
+    for group in dict.fromkeys([groups[0], groups[-1]]):
+        rows = activations[(activations["group"] == group) & (activations["position"] < TOKENS)]
         tokens = rows.drop_duplicates("position").sort_values("position")["token"]
         words = [texts[token] for token in tokens]
         parts[group] = figure(
-            draw.feature_lines(rows, words), "Activations over the tokens; the strongest features of each layer."
-        ) + figure(draw.feature_heatmap(rows, words), "The same features as shares of their largest activation here.")
+            draw.feature_lines(rows, words),
+            "Activations over the tokens; the strongest features of each layer.",
+        ) + figure(
+            draw.feature_heatmap(rows, words),
+            "The same features as shares of their largest activation here.",
+        )
     return sections(parts)
 
 
@@ -101,7 +120,7 @@ def weight_rows(weights: pd.DataFrame, count: int) -> tuple[list[str], list[list
 
 
 def graph_rows(summaries: Sequence[str], page: str) -> tuple[list[str], list[list[Any]]]:
-    """Return columns and rows of the graphs: prompt, sizes, scores, and a link from ``page`` to each graph's own page."""
+    """Return columns and rows of the graphs: prompt, sizes, scores, and a link from ``page`` to each one's own page."""
     rows = []
     for path in summaries:
         summary, name = read_json(path), Path(path).name.removesuffix(".summary.json")
@@ -141,7 +160,12 @@ def set_sections(folders: Sequence[str]) -> Html:
         edges = read_table(folder / "edges.parquet")
         between = edges[edges["source"].str.match(r"L\d+/F")].head(20)
         edge_rows = [
-            [r.source, r.target, with_interval(r.mean, r.low, r.high), f"{r.prompts} of {r.of_prompts}"]
+            [
+                r.source,
+                r.target,
+                with_interval(r.mean, r.low, r.high),
+                f"{r.prompts} of {r.of_prompts}",
+            ]
             for r in between.itertuples()
         ]
         parts[folder.name] = (
@@ -149,7 +173,10 @@ def set_sections(folders: Sequence[str]) -> Html:
             + Html("<h4>Strongest mean edges from features</h4>")
             + table(["source", "target", "share of the target's input", "prompts"], edge_rows)
             + Html("<h4>What the models write on</h4>")
-            + table(*generation_rows(read_table(folder / "generation.parquet")), wide=["prompt", "continuation"])
+            + table(
+                *generation_rows(read_table(folder / "generation.parquet")),
+                wide=["prompt", "continuation"],
+            )
         )
     return sections(parts)
 

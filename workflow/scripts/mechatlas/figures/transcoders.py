@@ -107,7 +107,9 @@ def layer_quality(evaluation: pd.DataFrame) -> Figure:
         rows = layers[layers["metric"] == metric]
         ends = np.stack([rows["value"] - rows["low"], rows["high"] - rows["value"]])
         axes.bar(rows["layer"], rows["value"], color=BLUE, width=0.6)
-        axes.errorbar(rows["layer"], rows["value"], yerr=ends, fmt="none", color="black", linewidth=1)
+        axes.errorbar(
+            rows["layer"], rows["value"], yerr=ends, fmt="none", color="black", linewidth=1
+        )
         axes.set(xlabel="layer", title=words)
         axes.set_xticks(rows["layer"])
         axes.grid(axis="x", visible=False)
@@ -129,7 +131,7 @@ def model_comparison(evaluation: pd.DataFrame) -> Figure:
     whole = evaluation[evaluation["layer"] < 0].set_index("metric")
     figure = _new(6.4, 2.0)
     axes = figure.subplots()
-    for place, (metric, words) in enumerate(RUNS.items()):
+    for place, metric in enumerate(RUNS):
         row = whole.loc[metric]
         axes.barh(place, row["value"], color=BLUE if place < 2 else GREY, height=0.6)
         ends = [[row["value"] - row["low"]], [row["high"] - row["value"]]]
@@ -158,11 +160,17 @@ def feature_importance(features: pd.DataFrame) -> Figure:
         values = np.sort(rows["importance"].to_numpy())[::-1]
         share = np.cumsum(values) / max(values.sum(), 1e-30)
         colour = _shade(place, len(groups))
-        ranked.plot(np.arange(1, len(share) + 1) / len(share), share, color=colour, label=f"layer {layer}")
+        ranked.plot(
+            np.arange(1, len(share) + 1) / len(share), share, color=colour, label=f"layer {layer}"
+        )
         alive = rows.loc[rows["density"] > 0, "density"]
         counts, _ = np.histogram(np.clip(np.log10(alive), edges[0], edges[-1]), edges)
         often.stairs(counts, edges, color=colour, linewidth=1.4)
-    ranked.set(xlabel="share of features, most important first", ylabel="share of what is written", ylim=(0, 1))
+    ranked.set(
+        xlabel="share of features, most important first",
+        ylabel="share of what is written",
+        ylim=(0, 1),
+    )
     ranked.legend(loc="lower right", fontsize=8)
     often.set(xlabel="share of test tokens on which a feature is active", ylabel="features")
     often.set_xticks(range(-5, 1), [f"$10^{{{tick}}}$" for tick in range(-5, 1)])
@@ -187,7 +195,14 @@ def feature_lines(activations: pd.DataFrame, texts: list[str]) -> Figure:
     ):
         for place, (_, one) in enumerate(rows.groupby("rank")):
             name = f"F{one['feature'].iloc[0]}"
-            axes.plot(one["position"], one["activation"], marker=".", linewidth=1, label=name, color=f"C{place}")
+            axes.plot(
+                one["position"],
+                one["activation"],
+                marker=".",
+                linewidth=1,
+                label=name,
+                color=f"C{place}",
+            )
         axes.set_ylabel(f"layer {layer}")
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7, ncols=1)
     _token_ticks(axes, texts)
@@ -204,8 +219,12 @@ def feature_heatmap(activations: pd.DataFrame, texts: list[str]) -> Figure:
     shares = values / np.maximum(values.max(1, keepdims=True), 1e-30)
     figure = _new(max(5.0, 0.34 * len(texts)), 0.16 * len(pivot) + 1.2)
     axes = figure.subplots()
-    image = axes.imshow(shares, aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_yticks(range(len(pivot)), [f"L{layer}/F{f}" for layer, _, f in pivot.index], fontsize=6)
+    image = axes.imshow(
+        shares, aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest"
+    )
+    axes.set_yticks(
+        range(len(pivot)), [f"L{layer}/F{f}" for layer, _, f in pivot.index], fontsize=6
+    )
     axes.grid(visible=False)
     _token_ticks(axes, texts)
     figure.colorbar(image, ax=axes, label="share of its largest here", shrink=0.6)
@@ -224,7 +243,9 @@ def text_map(points: pd.DataFrame, method: str) -> Figure:
     for axes, (layer, part) in zip(grid, layers, strict=False):
         for place, group in enumerate(groups):
             one = part[part["group"] == group]
-            axes.plot(one["x"], one["y"], "o", markersize=3, alpha=0.8, label=group, color=f"C{place}")
+            axes.plot(
+                one["x"], one["y"], "o", markersize=3, alpha=0.8, label=group, color=f"C{place}"
+            )
         axes.set(title=f"layer {layer}", xticks=[], yticks=[])
     for axes in grid[len(layers) :]:
         axes.set_axis_off()
@@ -242,7 +263,7 @@ def correlation_map(correlations: pd.DataFrame) -> Figure:
     axes = figure.subplots()
     image = axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
     labels = [f"L{layer}/F{feature}" for layer, feature in names]
-    axes.set_xticks(range(len(names)), labels, rotation=90, fontsize=5)
+    axes.set_xticks([])
     axes.set_yticks(range(len(names)), labels, fontsize=5)
     edges = np.flatnonzero(np.diff([layer for layer, _ in names])) + 0.5
     for edge in edges:

@@ -184,9 +184,7 @@ def feature_details(
     return {n: found[int(graph.layer[n]), int(graph.feature[n])] for n in nodes}
 
 
-def explained_nodes(
-    graph: AttributionGraph, explanations: Sequence[str | Path]
-) -> dict[int, str]:
+def explained_nodes(graph: AttributionGraph, explanations: Sequence[str | Path]) -> dict[int, str]:
     """Return the explanations of a graph's features by node, where there are any; the first of each feature counts.
 
     Parameters

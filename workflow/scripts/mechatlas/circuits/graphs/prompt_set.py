@@ -1,4 +1,4 @@
-"""Many prompts of a task at once: how much of each graph features explain, their mean graph, and what the models write on.
+"""Many prompts of a task at once: scores of their graphs, the mean graph, and what the models write on.
 
 Everything has a number of prompts and an interval over prompts; what features do to the text is compared with as many
 random features of the same layers.
@@ -266,4 +266,3 @@ def _random_like(features: pd.DataFrame, seed: int) -> pd.DataFrame:
         picked = rng.permutation(len(pool))[: len(chosen)]
         parts.append(pool.iloc[np.sort(picked)])
     return pd.concat(parts)
-

@@ -108,7 +108,10 @@ class LayerRunner:
 
     def _adding(self, amounts: Tensor, directions: Tensor) -> dict:
         """Return hooks that add ``amounts [B, T, 1] x directions [B or 1, 1, d]`` to what the dictionary writes."""
-        normalisation, parts = self.sae.normalisation, target_parts(self.sae, directions, self.layer)
+        normalisation, parts = (
+            self.sae.normalisation,
+            target_parts(self.sae, directions, self.layer),
+        )
 
         def add(value: Tensor, at: int) -> Tensor | None:
             if at not in parts:
