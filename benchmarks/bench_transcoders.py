@@ -23,7 +23,11 @@ import numpy as np
 from bench_capture import measure, peak_mb
 
 D, WINDOW_LEN = 768, 128
-BARS = {"dense / sparse step": (2.0, "least"), "growth of memory": (1.1, "most"), "growth of time": (1.25, "most")}  # fmt: skip
+BARS = {
+    "dense / sparse step": (2.0, "least"),
+    "growth of memory": (1.1, "most"),
+    "growth of time": (1.25, "most"),
+}
 
 
 def step_ratio(layers: int, features: int, k: int, tokens: int, repeats: int) -> dict[str, Any]:
@@ -144,7 +148,8 @@ def table(result: dict[str, Any]) -> list[str]:
     lines = [result["what"]]
     for step in result["step"]:
         lines.append(
-            f"step of {step['tokens']} tokens, {step['layers']} layers of {step['features']} features, {step['k']} active: "
+            f"step of {step['tokens']} tokens, {step['layers']} layers of {step['features']} features, "
+            f"{step['k']} active: "
             f"dense {step['times']['dense']['cpu_s']:.2f} CPU s, sparse {step['times']['sparse']['cpu_s']:.2f}, "
             f"ratio {step['dense_over_sparse']:.2f}"
         )
