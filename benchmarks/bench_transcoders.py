@@ -23,6 +23,7 @@ import numpy as np
 from bench_capture import measure, peak_mb
 
 D, WINDOW_LEN = 768, 128
+BATCH = 512  # tokens of a step, the default of the configuration
 BARS = {
     "dense / sparse step": (2.0, "least"),
     "growth of memory": (1.1, "most"),
@@ -100,7 +101,7 @@ def single(folder: Path, windows: int, layers: int, features: int) -> dict[str, 
     (chunk / "index.json").write_text(json.dumps(index))
     tokens = windows * (WINDOW_LEN - 1)
     settings = CltSettings(
-        features=features, k=max(1, features // 50), tokens=tokens, batch_tokens=256,
+        features=features, k=max(1, features // 50), tokens=tokens, batch_tokens=BATCH,
         buffer_windows=32,
     )  # fmt: skip
     wall, cpu = time.perf_counter(), time.process_time()
@@ -122,8 +123,8 @@ def run(quick: bool = False) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     before, repeats = os.getloadavg(), 2 if quick else 5
-    shapes = [(4, 2048)] if quick else [(4, 2048), (12, 2048)]
-    steps = [step_ratio(layers, n, round(n * 0.02), 256, repeats) for layers, n in shapes]
+    shapes = [(4, 2048), (12, 2048)]
+    steps = [step_ratio(layers, n, round(n * 0.02), BATCH, repeats) for layers, n in shapes]
     with tempfile.TemporaryDirectory() as name:
         sizes = [64, 128] if quick else [128, 256, 512]
         grown = growth(Path(name), sizes, 2, 1024)

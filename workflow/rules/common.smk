@@ -954,7 +954,9 @@ def dictionary_mb(wildcards):
     entry = config["dictionaries"][wildcards.dictionary]
     if wildcards.dictionary in OF_FEATURES:
         # All layers of the file, whose features write to several layers.
-        return 20 * config["transcoders"][OF_FEATURES[wildcards.dictionary]]["features"] * 4096 / 1e6
+        return (
+            20 * config["transcoders"][OF_FEATURES[wildcards.dictionary]]["features"] * 4096 / 1e6
+        )
     published = 131072 if entry.get("version") == "_v5_128k" else 32768
     return 2 * entry.get("latents", published) * 1024 * 4 / 1e6
 
