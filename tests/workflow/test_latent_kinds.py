@@ -70,7 +70,7 @@ def write_dictionaries(folder: Path) -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LlmServer]:
     folder = tmp_path_factory.mktemp("kinds") / "w"
     write_dictionaries(folder / "mine")
-    program = [{"strength": 6, "conditions": "class(WORD)"}]
+    program = [{"strength": 6, "conditions": 'class("comma or colon")'}]
     answer = json.dumps({"notes": "x", "text": "Active on <b>words</b>.", "program": program})
     with LlmServer(lambda call: answer) as server:
         openai = {"model": "scripted", "base_url": server.base_url, "api_key_env": None}

@@ -555,23 +555,35 @@ def transcoders_of(model, source):
     return entries_of("transcoders", models=model, sources=source)
 
 
+def transcoder_places():
+    """Every (model, source, transcoder)."""
+    return [
+        (model, source, transcoder)
+        for model in MODELS
+        for source in SOURCES
+        for transcoder in transcoders_of(model, source)
+    ]
+
+
+def transcoder_pages():
+    """The page of each of these."""
+    return [f"results/report/{m}/{s}/transcoders/{t}.html" for m, s, t in transcoder_places()]
+
+
 def transcoder_results():
     """The files of all transcoders and of their graphs."""
     tables = ("evaluation.parquet", "features.parquet", "examples.parquet", "training.parquet")
     of_graph = ("safetensors", "json", "html", "consistency.parquet", "summary.json")
-    files = []
-    for model in MODELS:
-        for source in SOURCES:
-            for transcoder in transcoders_of(model, source):
-                folder = f"results/{model}/{source}/transcoders/{transcoder}"
-                graphs = traced("graphs", model, transcoder)
-                sets = traced("graph_sets", model, transcoder)
-                files += [f"{folder}/{name}" for name in ("clt.safetensors", *tables)]
-                files += [f"{folder}/graphs/{name}.{end}" for name in graphs for end in of_graph]
-                files += [f"{folder}/sets/{n}/{t}.parquet" for n in sets for t in SET_TABLES]
-                files += [f"{folder}/description/{name}.parquet" for name in DESCRIPTION]
-                page = f"results/report/{model}/{source}/transcoders/{transcoder}"
-                files += [f"{page}.html", f"{page}.ipynb"]
+    files = transcoder_pages()
+    files += [path.removesuffix("html") + "ipynb" for path in files]
+    for model, source, transcoder in transcoder_places():
+        folder = f"results/{model}/{source}/transcoders/{transcoder}"
+        graphs = traced("graphs", model, transcoder)
+        sets = traced("graph_sets", model, transcoder)
+        files += [f"{folder}/{name}" for name in ("clt.safetensors", *tables)]
+        files += [f"{folder}/graphs/{name}.{end}" for name in graphs for end in of_graph]
+        files += [f"{folder}/sets/{n}/{t}.parquet" for n in sets for t in SET_TABLES]
+        files += [f"{folder}/description/{name}.parquet" for name in DESCRIPTION]
     return files
 
 
