@@ -22,8 +22,8 @@ FEATURES, TOKENS, PER_TOKEN = 2048, 16, 20
 BARS = {"graph / floor": 3.0, "peak MB": 1500.0, "largest gap": 1e-3}
 
 
-def make_model(vocab: int = VOCAB) -> Any:
-    """Return a random model."""
+def make_model(vocab: int = VOCAB, dtype: str = "float32") -> Any:
+    """Return a random model; its weights are float32 numbers in any dtype."""
     import torch
 
     from mechatlas.models.config import ModelConfig
@@ -33,7 +33,7 @@ def make_model(vocab: int = VOCAB) -> Any:
     config = ModelConfig(
         "gpt2", LAYERS, HEADS, HEADS, WIDTH, WIDTH // HEADS, 4 * WIDTH, 1024, vocab, 1e-5, "gelu_new", True
     )  # fmt: skip
-    return Transformer(config, random_weights(config, 0, "cpu", torch.float32), "")
+    return Transformer(config, random_weights(config, 0, "cpu", getattr(torch, dtype)), "")
 
 
 def prompt() -> Any:
@@ -59,8 +59,9 @@ def make_clt(model: Any, path: Path, tokens: Any = None, features: int = FEATURE
     encoder = [torch.randn(features, width, generator=generator) for _ in range(layers)]
     bias = []
     for rows, x in zip(encoder, read, strict=True):
+        # The threshold lies between two pre-activations, so that rounding decides about no feature.
         pre = (x[1:] @ rows.mT).flatten()
-        cut = pre.kthvalue(pre.numel() - PER_TOKEN * (len(tokens) - 1)).values
+        cut = pre.topk(PER_TOKEN * (len(tokens) - 1) + 1).values[-2:].mean()
         bias.append((-cut).expand(features).contiguous())
     decoder = [
         0.01 * torch.randn(features, layers - i, width, generator=generator) for i in range(layers)
@@ -70,12 +71,12 @@ def make_clt(model: Any, path: Path, tokens: Any = None, features: int = FEATURE
 
 
 def make_graph(model: Any, path: Path) -> Any:
-    """Return the graph of the prompt."""
+    """Return the graph of the prompt, in the model's dtype."""
     from mechatlas.circuits.graphs.attribute import attribute
     from mechatlas.circuits.graphs.run import run_prompt
     from mechatlas.dictionaries.clt_formats import load_clt
 
-    return attribute(run_prompt(model, load_clt(path), prompt()))
+    return attribute(run_prompt(model, load_clt(path, dtype=model.dtype), prompt()))
 
 
 def all_rows(run: Any) -> list[Any]:

@@ -17,7 +17,8 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "workflow" / "scripts")]
+PEERS = HERE / "peers"
+sys.path[:0] = [str(HERE), str(HERE.parent / "workflow" / "scripts"), str(PEERS)]
 
 
 def machine() -> dict[str, str | int]:
@@ -79,17 +80,19 @@ def write(folder: Path, name: str, result: dict) -> None:
 
 def main(names: list[str], quick: bool, out: Path) -> None:
     """Run the named benchmarks (all by default)."""
-    every = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
+    files = [path for folder in (HERE, PEERS) for path in folder.glob("bench_*.py")]
+    every = sorted(path.stem.removeprefix("bench_") for path in files)
     every.remove("gpu")
     unknown = set(names) - set(every)
     if unknown:
         sys.exit(f"error: no benchmark {', '.join(sorted(unknown))}; there are {', '.join(every)}")
-    os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:2], os.environ.get("PYTHONPATH", "")])
+    os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:3], os.environ.get("PYTHONPATH", "")])
     for name in names or every:
         module = importlib.import_module(f"bench_{name}")
         result = {"machine": machine(), "quick": quick, **module.run(quick)}
         print("\n".join(module.table(result)))
-        write(out, name, result)
+        if "skipped" not in result:
+            write(out, name, result)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,21 @@ def test_the_paper_configuration_is_complete():
         ({"transcoders": {"x": {}}}, "features"),
         ({"graphs": {"x": {"task": "ioi", "node_threshold": 1.5}}}, "graphs.x.node_threshold"),
         ({"transcoders": {"graphs": {"features": 8}}}, "reserved word"),
+        ({"graph_sets": {"x": {"task": "iou"}}}, "graph_sets.x.task: 'iou' is not among tasks"),
+        (
+            {"dictionaries": {"x": {"kind": "transcoder", "transcoder": "clr"}}},
+            "dictionaries.x.transcoder: 'clr' is not among transcoders; did you mean 'clt'",
+        ),
+        ({"sweeps": {"x": {"transcoder": "clr", "values": [4]}}}, "sweeps.x.transcoder: 'clr'"),
+        (
+            {"sweeps": {"x": {"transcoder": "clt", "vary": "sparsity", "values": [1]}}},
+            "'sparsity' does nothing with activation 'batchtopk' of transcoders.clt; vary k",
+        ),
+        ({"sweeps": {"x": {"transcoder": "clt", "values": [4.5]}}}, "4.5 is no whole number"),
+        (
+            {"sweeps": {"x": {"transcoder": "clt", "values": [4, 1000]}}},
+            "sweeps.x.values: 1000 is above the 512 features of a layer",
+        ),
     ],
 )
 def test_mistakes_are_one_clear_line(changes, message):

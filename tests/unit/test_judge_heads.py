@@ -313,13 +313,14 @@ def judged(items, place, tmp_path_factory):
         section = endpoint_config(server) | judge | {"provider": "scripted"}
         at = {name: section.pop(name) for name in ("base_url", "api_key_env")}
         script("judge_heads").main(
-            place["items"], [place["explanations"]], section, at,
-            llm_config(folder / "answers.sqlite", retries=0), 0,
-            str(folder / "judgements.parquet"), str(folder / "usage.parquet"),
+            place["items"], [place["explanations"]], section, judge_at=at,
+            llm=llm_config(folder / "answers.sqlite", retries=0), seed=0,
+            judgements=folder / "judgements.parquet", usage=folder / "usage.parquet",
         )  # fmt: skip
     script("summarise_judgements").main(
-        place["items"], str(folder / "judgements.parquet"), str(folder / "usage.parquet"),
-        bootstrap=200, confidence=0.95, fdr=0.05, active_attention=0.1, seed=0, scores=str(folder / "scores.parquet"),
+        test_items=place["items"], judgements=folder / "judgements.parquet",
+        usage=folder / "usage.parquet", scores=folder / "scores.parquet", bootstrap=200,
+        confidence=0.95, fdr=0.05, active_attention=0.1, seed=0,
     )  # fmt: skip
     return read_table(folder / "judgements.parquet"), read_table(folder / "scores.parquet")
 

@@ -175,15 +175,16 @@ def test_judge_reads_the_files_of_latents(world, tmp_path):
         at = {"base_url": server.base_url, "api_key_env": None}
         judge = {k: v for k, v in judge.items() if k not in at}
         script("judge_latents").main(
-            items, [str(programs)], judge, at, llm_config(tmp_path / "s.sqlite"), 0,
-            str(tmp_path / "judgements.parquet"), str(tmp_path / "usage.parquet"),
+            items, [str(programs)], judge, judge_at=at, llm=llm_config(tmp_path / "s.sqlite"), seed=0,
+            judgements=tmp_path / "judgements.parquet", usage=tmp_path / "usage.parquet",
         )  # fmt: skip
         place = {"model": world["model"], "bos": None, "explanations": [str(programs)]}
         expected = latent_judge_requests(place, items, {**judge, **at}, ["programs"], 0)
         assert len(list(expected)) <= len(server.chats())
     script("summarise_latent_judgements").main(
-        items, str(tmp_path / "judgements.parquet"), str(tmp_path / "usage.parquet"), 50, 0.95, 0.05,
-        0.2, 0, str(tmp_path / "scores.parquet"),
+        test_items=items, judgements=tmp_path / "judgements.parquet",
+        usage=tmp_path / "usage.parquet", scores=tmp_path / "scores.parquet", bootstrap=50,
+        confidence=0.95, fdr=0.05, active_share=0.2, seed=0,
     )  # fmt: skip
     scores = read_table(tmp_path / "scores.parquet")
     own = scores[(scores["explainer"] == "programs") & (scores["control"] == "none")]

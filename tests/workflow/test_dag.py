@@ -125,7 +125,7 @@ def test_workflow_as_a_module_of_another(workflow: Path, tmp_path: Path) -> None
     (place / "config").mkdir(parents=True)
     config = yaml.safe_load((workflow / "config" / "config.yaml").read_text())
     config["models"].pop("demo-4l")
-    for section in ("dictionaries", "transcoders", "graphs"):
+    for section in ("dictionaries", "transcoders", "graphs", "graph_sets", "sweeps"):
         config.pop(section)
     config["tasks"].pop("ioi")
     write_yaml(place / "config" / "config.yaml", config)

@@ -48,6 +48,12 @@ rule latents:
 
 
 rule transcoder:
-    """Cross-layer transcoders, measured, and the attribution graphs that are drawn with them."""
+    """Cross-layer transcoders, measured, the attribution graphs that are drawn with them, and their pages."""
     input:
         transcoder_results(),
+
+
+rule sweeps:
+    """Transcoders over a range of sparsity, CLT beside transcoders for each layer; what `sweeps:` names."""
+    input:
+        sweep_results(),

@@ -289,6 +289,12 @@ def prompt_files():
 DICTIONARIES = list(config["dictionaries"])
 TRAINED_HERE = [n for n in DICTIONARIES if config["dictionaries"][n]["kind"] == "trained"]
 FOREIGN = [name for name in DICTIONARIES if name not in TRAINED_HERE]
+# Dictionaries that are the features of a transcoder, and that transcoder.
+OF_FEATURES = {
+    name: entry["transcoder"]
+    for name, entry in config["dictionaries"].items()
+    if entry["kind"] == "transcoder"
+}
 NOTHING = r"(?!)"  # a pattern that matches no name
 NOT_TRAINING = ("kind", "models", "sources", "layers", "reads", "writes", "checkpoint_every")
 
@@ -304,7 +310,11 @@ def entries_of(table, **wanted):
 
 def dictionaries_of(model, source):
     """The dictionaries that are for a model and a source, by name; none for a random-weight control."""
-    return entries_of("dictionaries", models=model, sources=source) if model in MODELS else []
+    if model not in MODELS:
+        return []
+    names = entries_of("dictionaries", models=model, sources=source)
+    known = transcoders_of(model, source)
+    return [name for name in names if name not in OF_FEATURES or OF_FEATURES[name] in known]
 
 
 def dictionary_places():
@@ -319,16 +329,19 @@ def dictionary_places():
 
 def dictionary_results():
     """The files of all dictionaries, and the figures that compare them."""
-    folders = {f"results/{model}/{source}/dictionaries" for model, source, _ in dictionary_places()}
+    measured = [place for place in dictionary_places() if place[2] not in OF_FEATURES]
+    folders = {f"results/{model}/{source}/dictionaries" for model, source, _ in measured}
     frontiers = expand(
         "{folder}/frontier.{end}", folder=sorted(folders), end=["parquet", "svg", "png"]
     )
-    files = ["weights", "evaluation.parquet", "latents.parquet"]
-    return frontiers + [
+    files = ["evaluation.parquet", "latents.parquet"]
+    found = [
         f"results/{model}/{source}/dictionaries/{dictionary}/{file}"
-        for model, source, dictionary in dictionary_places()
+        for model, source, dictionary in measured
         for file in files + ["training.parquet"] * (dictionary in TRAINED_HERE)
     ]
+    weights = [f"results/{m}/{s}/dictionaries/{d}/weights" for m, s, d in dictionary_places()]
+    return frontiers + found + weights
 
 
 def dictionary_points(wildcards):
@@ -353,6 +366,8 @@ def entry_points(entry):
         return [OPENAI_SITES[entry["site"]]]
     if entry["kind"] == "trained":
         return [entry["reads"], entry["writes"] or entry["reads"]]
+    if entry["kind"] == "transcoder":
+        return []  # captured for the transcoder
     return entry["points"]
 
 
@@ -377,6 +392,8 @@ def foreign_entries(wildcards):
     """Param: format and place of each layer of a dictionary that others made."""
     name = wildcards.dictionary
     entry = config["dictionaries"][name]
+    if name in OF_FEATURES:
+        return {"every": {"format": "transcoder", "path": clt_file(wildcards)}}
     if entry["kind"] == "openai":
         place = {"format": "openai", "version": entry["version"], "site": entry["site"]}
         folder = f"resources/downloads/dictionaries/{name}"
@@ -396,16 +413,29 @@ def foreign_files(wildcards):
     if wildcards.dictionary in TRAINED_HERE:
         return []
     entry = config["dictionaries"][wildcards.dictionary]
+    if wildcards.dictionary in OF_FEATURES:
+        return [clt_file(wildcards)]
     if entry["kind"] == "openai":
         return [place["path"] for place in foreign_entries(wildcards).values()]
     return [shown(path) for path in dictionary_paths(entry, Path.cwd(), REPOSITORY).values()]
 
 
-def evaluations_of(wildcards):
-    """The evaluations of all dictionaries of a model and source."""
-    folder = f"results/{wildcards.model}/{wildcards.source}/dictionaries"
+def clt_file(wildcards):
+    """The transcoder whose features a dictionary is."""
+    name = OF_FEATURES[wildcards.dictionary]
+    return f"results/{wildcards.model}/{wildcards.source}/transcoders/{name}/clt.safetensors"
+
+
+def compared_dictionaries(wildcards):
+    """Param: the dictionaries of a model and source that are evaluated as such."""
     names = dictionaries_of(wildcards.model, wildcards.source)
-    return [f"{folder}/{name}/evaluation.parquet" for name in names]
+    return [name for name in names if name not in OF_FEATURES]
+
+
+def evaluations_of(wildcards):
+    """The evaluations of these dictionaries."""
+    folder = f"results/{wildcards.model}/{wildcards.source}/dictionaries"
+    return [f"{folder}/{name}/evaluation.parquet" for name in compared_dictionaries(wildcards)]
 
 
 # For circuits.
@@ -515,6 +545,10 @@ TRANSCODERS = list(config["transcoders"])
 GRAPHS = list(config["graphs"])
 NOT_CLT_TRAINING = ("models", "sources", "checkpoint_every")
 NOT_GRAPH = ("models", "transcoders", "task")
+GRAPH_SETS = list(config["graph_sets"])
+SET_TABLES = ("scores", "edges", "features", "generation")
+DESCRIPTION = ("activations", "text_map", "correlations", "virtual_weights", "layer_weights")
+SWEEPS = list(config["sweeps"])
 
 
 def transcoders_of(model, source):
@@ -522,20 +556,66 @@ def transcoders_of(model, source):
     return entries_of("transcoders", models=model, sources=source)
 
 
+def transcoder_places():
+    """Every (model, source, transcoder)."""
+    return [
+        (model, source, transcoder)
+        for model in MODELS
+        for source in SOURCES
+        for transcoder in transcoders_of(model, source)
+    ]
+
+
+def transcoder_pages():
+    """The page of each of these."""
+    return [f"results/report/{m}/{s}/transcoders/{t}.html" for m, s, t in transcoder_places()]
+
+
 def transcoder_results():
     """The files of all transcoders and of their graphs."""
     tables = ("evaluation.parquet", "features.parquet", "examples.parquet", "training.parquet")
     of_graph = ("safetensors", "json", "html", "consistency.parquet", "summary.json")
-    files = []
-    for model in MODELS:
-        for source in SOURCES:
-            for transcoder in transcoders_of(model, source):
-                folder = f"results/{model}/{source}/transcoders/{transcoder}"
-                graphs = entries_of("graphs", models=model, transcoders=transcoder)
-                graphs = [g for g in graphs if config["graphs"][g]["task"] in tasks_of(model)]
-                files += [f"{folder}/{name}" for name in ("clt.safetensors", *tables)]
-                files += [f"{folder}/graphs/{name}.{end}" for name in graphs for end in of_graph]
+    files = transcoder_pages()
+    files += [path.removesuffix("html") + "ipynb" for path in files]
+    for model, source, transcoder in transcoder_places():
+        folder = f"results/{model}/{source}/transcoders/{transcoder}"
+        graphs = traced("graphs", model, transcoder)
+        sets = traced("graph_sets", model, transcoder)
+        files += [f"{folder}/{name}" for name in ("clt.safetensors", *tables)]
+        files += [f"{folder}/graphs/{name}.{end}" for name in graphs for end in of_graph]
+        files += [f"{folder}/sets/{n}/{t}.parquet" for n in sets for t in SET_TABLES]
+        files += [f"{folder}/description/{name}.parquet" for name in DESCRIPTION]
     return files
+
+
+def graph_summaries(wildcards):
+    """The summaries of all graphs of a transcoder."""
+    folder = transcoder_folder(wildcards)
+    names = traced("graphs", wildcards.model, wildcards.transcoder)
+    return [f"{folder}/graphs/{name}.summary.json" for name in names]
+
+
+def set_folders(wildcards):
+    """Param: the folders of all sets of prompts of a transcoder."""
+    folder = transcoder_folder(wildcards)
+    names = traced("graph_sets", wildcards.model, wildcards.transcoder)
+    return [f"{folder}/sets/{name}" for name in names]
+
+
+def set_files(wildcards):
+    """The tables of all sets of prompts of a transcoder."""
+    return [f"{folder}/{t}.parquet" for folder in set_folders(wildcards) for t in SET_TABLES]
+
+
+def transcoder_folder(wildcards):
+    place = f"{wildcards.model}/{wildcards.source}/transcoders/{wildcards.transcoder}"
+    return f"results/{place}"
+
+
+def traced(section, model, transcoder):
+    """The graphs, or sets of prompts, of a model's tasks that are traced with a transcoder."""
+    names = entries_of(section, models=model, transcoders=transcoder)
+    return [name for name in names if config[section][name]["task"] in tasks_of(model)]
 
 
 def clt_settings(wildcards):
@@ -546,15 +626,105 @@ def clt_settings(wildcards):
 
 def graph_prompts(wildcards):
     """The prompts of a graph's task."""
-    return (
-        f"results/{wildcards.model}/tasks/{config['graphs'][wildcards.graph]['task']}/prompts.jsonl"
-    )
+    return prompts_of(wildcards.model, config["graphs"][wildcards.graph]["task"])
+
+
+def prompts_of(model, task):
+    return f"results/{model}/tasks/{task}/prompts.jsonl"
 
 
 def graph_settings(wildcards):
     """Param: which prompt, and how its graph is made."""
     entry = config["graphs"][wildcards.graph]
     return {key: value for key, value in entry.items() if key not in NOT_GRAPH}
+
+
+def feature_explanations(wildcards):
+    """Explanations of a transcoder's features, where a dictionary asks for them: one file for each such dictionary."""
+    folder = f"results/{wildcards.model}/{wildcards.source}/latents"
+    return [
+        f"{folder}/{name}/explanations.jsonl"
+        for name in dictionaries_of(wildcards.model, wildcards.source)
+        if OF_FEATURES.get(name) == wildcards.transcoder
+    ]
+
+
+def set_prompts(wildcards):
+    """The prompts of the task of a set."""
+    return prompts_of(wildcards.model, config["graph_sets"][wildcards.graph_set]["task"])
+
+
+def set_settings(wildcards):
+    """Param: which prompts of a set, and what is made of them."""
+    entry = config["graph_sets"][wildcards.graph_set]
+    own = {key: value for key, value in entry.items() if key not in NOT_GRAPH}
+    return own | {name: config["score"][name] for name in ("bootstrap", "confidence")}
+
+
+def sweep_points(model, source, sweep):
+    """The folders of all trainings of a sweep, by kind of decoder, value and seed."""
+    entry = config["sweeps"][sweep]
+    folder = f"results/{model}/{source}/sweeps/{sweep}"
+    return [
+        f"{folder}/{kind}/{value:g}/seed_{seed}"
+        for kind in entry["decoders"]
+        for value in entry["values"]
+        for seed in entry["seeds"]
+    ]
+
+
+def sweep_evaluations(wildcards):
+    places = sweep_points(wildcards.model, wildcards.source, wildcards.sweep)
+    return [f"{place}/evaluation.parquet" for place in places]
+
+
+def sweep_prompts(wildcards):
+    """The prompts on which a sweep measures graphs, if it does."""
+    task = config["sweeps"][wildcards.sweep]["task"]
+    wanted = task in tasks_of(wildcards.model)
+    return [prompts_of(wildcards.model, task)] if wanted else []
+
+
+def sweep_settings(wildcards):
+    """Param: how one transcoder of a sweep is trained."""
+    entry = config["sweeps"][wildcards.sweep]
+    base = config["transcoders"][entry["transcoder"]]
+    settings = {key: value for key, value in base.items() if key not in NOT_CLT_TRAINING}
+    value = float(wildcards.value)
+    settings[entry["vary"]] = int(value) if entry["vary"] == "k" else value
+    settings |= {key: entry[key] for key in ("features", "tokens") if entry[key] is not None}
+    return settings | {"decoders": wildcards.decoders, "seed": int(wildcards.seed)}
+
+
+def sweep_sizes(wildcards):
+    """Param: on how much text and on how many prompts a transcoder of a sweep is measured."""
+    names = ("causal_windows", "bootstrap", "confidence")
+    return {
+        **{name: config["score"][name] for name in names},
+        "batch_windows": config["capture"]["batch_windows"],
+        "prompts": config["sweeps"][wildcards.sweep]["prompts"],
+        "seed": config["seed"],
+    }
+
+
+def sweep_places():
+    """Every (model, source, sweep) whose transcoder is in the configuration."""
+    return [
+        (model, source, sweep)
+        for model in MODELS
+        for source in SOURCES
+        for sweep in SWEEPS
+        if config["sweeps"][sweep]["transcoder"] in transcoders_of(model, source)
+    ]
+
+
+def sweep_results():
+    """The figures of all sweeps and what they show."""
+    return [
+        f"results/{model}/{source}/sweeps/{sweep}/{file}"
+        for model, source, sweep in sweep_places()
+        for file in ("frontier.parquet", "compared.parquet", "frontier.svg", "frontier.png")
+    ]
 
 
 # For the judge.
@@ -795,6 +965,11 @@ def weights_mb(wildcards):
 def dictionary_mb(wildcards):
     """Size of one layer of a dictionary, for a width of 1024."""
     entry = config["dictionaries"][wildcards.dictionary]
+    if wildcards.dictionary in OF_FEATURES:
+        # All layers of the file, whose features write to several layers.
+        return (
+            20 * config["transcoders"][OF_FEATURES[wildcards.dictionary]]["features"] * 4096 / 1e6
+        )
     published = 131072 if entry.get("version") == "_v5_128k" else 32768
     return 2 * entry.get("latents", published) * 1024 * 4 / 1e6
 

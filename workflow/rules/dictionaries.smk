@@ -165,7 +165,7 @@ rule draw_frontier:
         runtime=minutes(10),
         gpu=0,
     params:
-        dictionaries=lambda wildcards: dictionaries_of(wildcards.model, wildcards.source),
+        dictionaries=compared_dictionaries,
         name=lambda wildcards: wildcards.model,
         source=lambda wildcards: wildcards.source,
         code=script_digest("draw_frontier"),

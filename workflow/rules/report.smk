@@ -106,6 +106,7 @@ rule render_index:
         ),
         latent_summaries=for_each_dictionary(f"{LATENTS}/summary.csv"),
         latent_headlines=for_each_dictionary(f"{LATENTS}/headline.json"),
+        transcoder_pages=transcoder_pages(),
     output:
         index="results/report/index.html",
     log:
@@ -124,6 +125,7 @@ rule render_index:
         names=[[model, source] for model in MODELS for source in SOURCES],
         circuit_names=[[model, task] for model in MODELS for task in tasks_of(model)],
         latent_names=[list(place) for place in latent_places()],
+        transcoder_names=[list(place) for place in transcoder_places()],
         code=script_digest("render_index"),
     script:
         "../scripts/render_index.py"

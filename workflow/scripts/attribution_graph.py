@@ -1,15 +1,22 @@
 """Make the attribution graph of one prompt, check it by interventions, and draw its page.
 
-Inputs: clt.safetensors, features.parquet, examples.parquet, windows.parquet, prompts.jsonl, the model folder. Outputs:
+Inputs: clt.safetensors, features.parquet, examples.parquet, explanations.jsonl of features (maybe), windows.parquet,
+prompts.jsonl, the model folder. Outputs:
 graph.safetensors (every node and edge), graph.json (the public schema, pruned), consistency.parquet (predicted against
 measured changes), summary.json, graph.html (one page).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from mechatlas.job import job
 from mechatlas.circuits.graphs.graph import save_graph
-from mechatlas.circuits.graphs.prompt_graph import fact_lines, feature_details, make_prompt_graph
+from mechatlas.circuits.graphs.prompt_graph import (
+    explained_nodes,
+    fact_lines,
+    feature_details,
+    make_prompt_graph,
+)
 from mechatlas.circuits.graphs.public_json import to_public
 from mechatlas.dictionaries.clt_formats import load_clt
 from mechatlas.figures.graph_viewer import viewer_page
@@ -22,6 +29,7 @@ def main(
     clt: str,
     features: str,
     examples: str,
+    explanations: Sequence[str],
     windows: str,
     prompts: str,
     model: str,
@@ -46,6 +54,7 @@ def main(
     shared: dict[str, Any] = {
         "slug": about["graph"],
         "supernodes": made.supernodes,
+        "labels": explained_nodes(made.graph, explanations),
         "vocabulary": made.vocabulary,
     }
     save_graph(graph, made.graph, facts)

@@ -5,7 +5,7 @@ layer and metric, layer -1 for all layers), features.parquet (a row per feature)
 activations of each feature).
 """
 
-from collections.abc import Sequence
+from typing import Any
 
 from mechatlas.job import job
 from mechatlas.dictionaries.clt_evaluation import evaluate_clt
@@ -13,38 +13,9 @@ from mechatlas.models.device import pick_device
 from mechatlas.models.transformer import load
 
 
-def main(
-    clt: str,
-    windows: str,
-    chunks: Sequence[str],
-    model: str,
-    causal_windows: int,
-    batch_windows: int,
-    bootstrap: int,
-    confidence: float,
-    seed: int,
-    device: str,
-    dtype: str,
-    evaluation: str,
-    features: str,
-    examples: str,
-    gpu: int = 0,
-) -> None:
-    """Evaluate; the model runs on the first ``causal_windows`` test windows."""
-    evaluate_clt(
-        clt,
-        load(model, device=pick_device(gpu, device), dtype=dtype),
-        windows,
-        chunks,
-        causal_windows=causal_windows,
-        batch_windows=batch_windows,
-        bootstrap=bootstrap,
-        confidence=confidence,
-        seed=seed,
-        evaluation=evaluation,
-        features=features,
-        examples=examples,
-    )
+def main(clt: str, model: str, device: str, dtype: str, gpu: int = 0, **others: Any) -> None:
+    """Evaluate; ``others`` are the remaining arguments of `evaluate_clt`."""
+    evaluate_clt(clt, load(model, device=pick_device(gpu, device), dtype=dtype), **others)
 
 
 if "snakemake" in globals():

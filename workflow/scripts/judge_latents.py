@@ -10,48 +10,16 @@ from typing import Any
 
 from mechatlas.job import job
 from mechatlas.explain.latents.records import read_latent_explanations
-from mechatlas.explain.llm.client import run_units
-from mechatlas.explain.llm.settings import llm_settings_from
-from mechatlas.io import provenance, read_provenance, read_table, write_table
-from mechatlas.score.judge.judging import (
-    judgement_table,
-    subjects_of,
-    tasks_of,
-    usage_table,
-    work_of,
-)
 from mechatlas.score.judge.planted_latents import planted_latent_records
-from mechatlas.score.judge.prompts import PROMPT_VERSION
-from mechatlas.score.judge.scorers import judge_settings
+from mechatlas.score.judge.run import judge_to_files
 
 
 def main(
-    test_items: str,
-    explanations: Sequence[str],
-    judge: Mapping[str, Any],
-    judge_at: Mapping[str, Any],
-    llm: Mapping[str, Any],
-    seed: int,
-    judgements: str,
-    usage: str,
+    test_items: str, explanations: Sequence[str], judge: Mapping[str, Any], **others: Any
 ) -> None:
-    """Judge the planted units first; units without an explanation are not asked about."""
-    settings = judge_settings({**judge, **judge_at}, seed)
+    """Judge the planted units first; ``others`` are the remaining arguments of `judge_to_files`."""
     records = planted_latent_records(judge["planted"]) + read_latent_explanations(explanations)
-    tasks = tasks_of(read_table(test_items), subjects_of(records, judge["controls"], seed))
-    asked = [place for place, task in enumerate(tasks) if task.subject.text]
-    works = (work_of(tasks[place], settings) for place in asked)
-    answers = run_units(llm_settings_from(llm), works, "judge latents", total=len(asked))
-    judged = dict(zip(asked, answers, strict=True))
-    facts = provenance(
-        items=read_provenance(test_items),
-        explanations=[read_provenance(path) for path in explanations],
-        judge={key: judge[key] for key in ("provider", "model", "temperature")},
-        prompt_version=PROMPT_VERSION,
-        seed=seed,
-    )
-    write_table(judgements, judgement_table(tasks, judged), facts)
-    write_table(usage, usage_table(tasks, judged), facts)
+    judge_to_files(records, test_items, explanations, judge=judge, label="judge latents", **others)
 
 
 if "snakemake" in globals():

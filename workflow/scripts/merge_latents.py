@@ -36,10 +36,10 @@ def main(
             codes, chunks, windows, lambda layer: decoder_directions(weights, layer), settings
         )
     )
-    point = read_json(f"{codes[0]}/index.json")["point"]
+    index = read_json(f"{codes[0]}/index.json")
     facts = provenance(
         **{"codes": read_provenance(f"{codes[0]}/index.json"), "windows": read_provenance(windows)},
-        **{"point": point, **sizes, **event_sizes, "seed": seed},
+        **{"point": index.get("unit", index["point"]), **sizes, **event_sizes, "seed": seed},
     )
     for path, name in (
         (events, "events"),

@@ -2,7 +2,7 @@
 
 Inputs: the pages, the summaries and the headline numbers, one each for every entry of ``names``; the same of latents
 for every entry of ``latent_names``; the pages of circuits, one for each model that has any, and the circuits, one for
-every entry of ``circuit_names``. Output: index.html.
+every entry of ``circuit_names``; the pages of transcoders, one for every entry of ``transcoder_names``. Output: index.html.
 """
 
 import os
@@ -10,7 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mechatlas.job import job
-from mechatlas.figures.index import CircuitEntry, Entry, LatentEntry, index_page
+from mechatlas.figures.index import (
+    CircuitEntry,
+    Entry,
+    LatentEntry,
+    TranscoderEntry,
+    index_page,
+)
 from mechatlas.io import provenance, read_json, write_text
 
 
@@ -27,6 +33,8 @@ def main(
     circuit_pages: Sequence[str] = (),
     circuits: Sequence[str] = (),
     circuit_names: Sequence[Sequence[str]] = (),
+    transcoder_pages: Sequence[str] = (),
+    transcoder_names: Sequence[Sequence[str]] = (),
 ) -> None:
     """Write ``index`` with links relative to it."""
     entries = [
@@ -43,8 +51,15 @@ def main(
         CircuitEntry(model, task, page_of[model], read_json(circuit))
         for (model, task), circuit in zip(circuit_names, circuits, strict=True)
     ]
-    facts = provenance(names=names, latents=latent_names, circuits=circuit_names)
-    write_text(index, index_page(entries, facts, circuits=found, latents=latents))
+    transcoders = [
+        TranscoderEntry(*place, _relative(page, index))
+        for place, page in zip(transcoder_names, transcoder_pages, strict=True)
+    ]
+    facts = provenance(
+        names=names, latents=latent_names, circuits=circuit_names, transcoders=transcoder_names
+    )
+    text = index_page(entries, facts, circuits=found, latents=latents, transcoders=transcoders)
+    write_text(index, text)
 
 
 def _links(page: str, summary: str, index: str) -> dict[str, str]:

@@ -4,36 +4,15 @@ Inputs: items.parquet, judgements.parquet, judge_usage.parquet.
 Output: judge_scores.parquet (one row per unit, explainer, scorer, metric and control; planted units among them).
 """
 
+from typing import Any
+
 from mechatlas.job import job
-from mechatlas.io import provenance, read_provenance, read_table, write_table
-from mechatlas.score.judge.summary import JudgeSummarySettings, summarise_judgements
+from mechatlas.score.judge.run import summarise_to_file
 
 
-def main(
-    test_items: str,
-    judgements: str,
-    usage: str,
-    bootstrap: int,
-    confidence: float,
-    fdr: float,
-    active_attention: float,
-    seed: int,
-    scores: str,
-) -> None:
-    """Resample documents and write the table."""
-    settings = JudgeSummarySettings(bootstrap, confidence, fdr, active_attention, seed)
-    table = summarise_judgements(
-        read_table(test_items), read_table(judgements), read_table(usage), settings
-    )
-    facts = provenance(
-        judged=read_provenance(judgements),
-        bootstrap=bootstrap,
-        confidence=confidence,
-        fdr=fdr,
-        active_attention=active_attention,
-        seed=seed,
-    )
-    write_table(scores, table, facts)
+def main(**arguments: Any) -> None:
+    """Resample documents and write the table; the arguments are those of `summarise_to_file`."""
+    summarise_to_file(**arguments)
 
 
 if "snakemake" in globals():

@@ -32,7 +32,10 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 RANDOM_SUFFIX = ".random"
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 NULLS = (None, "null", "~", "")
-TABLES = ("models", "sources", "tasks", "dictionaries", "transcoders", "graphs")
+TABLES = (
+    *("models", "sources", "tasks", "dictionaries", "transcoders", "graphs", "graph_sets"),
+    "sweeps",
+)
 CIRCUIT_TABLES = ("extra", "published")
 RESERVED = (
     *("benchmarks", "circuits", "dictionaries", "graphs", "report", "sources", "steps", "tasks"),
@@ -88,8 +91,13 @@ def complete_config(config: Mapping[str, Any], workdir: Path, repository: Path) 
         errors.extend(_check_places(complete, config, "dictionaries", ("models", "sources")))
         errors.extend(_check_places(complete, config, "transcoders", ("models", "sources")))
         errors.extend(_check_places(complete, config, "graphs", ("models", "transcoders")))
+        errors.extend(_check_places(complete, config, "graph_sets", ("models", "transcoders")))
         errors.extend(_check_places(complete, config, "tasks", ("models",)))
-        errors.extend(_check_graphs(complete["graphs"], config.get("tasks") or {}))
+        for section in ("graphs", "graph_sets", "sweeps"):
+            errors.extend(_check_named(complete, config, section, "task"))
+        for section in ("sweeps", "dictionaries"):
+            errors.extend(_check_named(complete, config, section, "transcoder"))
+        errors.extend(_check_sweeps(complete["sweeps"], complete["transcoders"]))
     if errors:
         raise ConfigError(errors)
     return complete
@@ -146,14 +154,36 @@ def _check_places(
                     yield f"{section}.{name}.{table}: {place!r} is not among {table}; {near}"
 
 
-def _check_graphs(
-    graphs: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Any]
+def _check_named(
+    complete: Mapping[str, Any], given: Mapping[str, Any], section: str, key: str
 ) -> Iterator[str]:
-    """Yield graphs of tasks that do not exist; those of tasks that are left out by null are left out, too."""
-    for name, graph in graphs.items():
-        if graph["task"] not in tasks:
-            near = _choices(graph["task"], list(tasks))
-            yield f"graphs.{name}.task: {graph['task']!r} is not among tasks; {near}"
+    """Yield entries that name a task or transcoder that does not exist; one that is left out by null may be named."""
+    table = f"{key}s"
+    known = list(given.get(table) or {})
+    for name, entry in complete[section].items():
+        wanted = entry.get(key)
+        if wanted is not None and wanted not in known:
+            yield f"{section}.{name}.{key}: {wanted!r} is not among {table}; {_choices(wanted, known)}"
+
+
+def _check_sweeps(
+    sweeps: Mapping[str, Mapping[str, Any]], transcoders: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yield sweeps over what their transcoder's activation does not use, or with values that it cannot have."""
+    for name, sweep in sweeps.items():
+        base = transcoders.get(sweep["transcoder"])
+        if base is None:
+            continue
+        fixed = "topk" in base["activation"]
+        if (sweep["vary"] == "k") != fixed:
+            yield (
+                f"sweeps.{name}.vary: {sweep['vary']!r} does nothing with activation {base['activation']!r} of "
+                f"transcoders.{sweep['transcoder']}; vary {'k' if fixed else 'sparsity'}"
+            )
+        elif fixed and (odd := [value for value in sweep["values"] if value != int(value)]):
+            yield f"sweeps.{name}.values: {odd[0]!r} is no whole number, as k must be; round it"
+        elif fixed and max(sweep["values"]) > (most := sweep["features"] or base["features"]):
+            yield f"sweeps.{name}.values: {max(sweep['values']):g} is above the {most} features of a layer; lower it"
 
 
 def _check_candidates(openai: Mapping[str, Any]) -> Iterator[str]:

@@ -41,8 +41,8 @@ from types import TracebackType
 from typing import Any
 
 from mechatlas.io import UserError
-from mechatlas.start import quicken
 from mechatlas.io.seals import break_seals, check_seals, seal
+from mechatlas.start import quicken
 
 logger = logging.getLogger("mechatlas")
 

@@ -214,8 +214,8 @@ def replacement_sums(
     return table.groupby(np.asarray(documents), sort=True).sum(), gap
 
 
-def evaluate_clt(
-    clt: str | Path,
+def measure_clt(
+    clt: CrossLayerTranscoder,
     model: Transformer,
     windows: str | Path,
     chunks: Sequence[str | Path],
@@ -225,30 +225,30 @@ def evaluate_clt(
     bootstrap: int,
     confidence: float,
     seed: int,
-    evaluation: str | Path,
-    features: str | Path,
-    examples: str | Path,
-) -> None:
-    """Evaluate a transcoder file on test windows and write three tables.
+) -> tuple[pd.DataFrame, LayerSums]:
+    """Measure a transcoder on test windows.
 
-    Rows of ``evaluation`` are by layer, those of layer -1 about all layers: ``fvu`` and ``l0`` (means over layers), the
-    metrics of the replacement model, ``logit_mse``, and ``logit_gap_with_errors`` (see `replacement_sums`).
+    Returns
+    -------
+    DataFrame
+        Rows are by layer, those of layer -1 about all layers: ``fvu`` and ``l0`` (means over layers), the metrics of
+        the replacement model, ``logit_mse``, and ``logit_gap_with_errors`` (see `replacement_sums`).
+    LayerSums
 
     Raises
     ------
     UserError
         If files are missing or damaged, the transcoder is of another model, or there is no test window.
     """
-    loaded = load_clt(clt, device=str(model.device), dtype=model.dtype)
-    check_model(loaded, model.config.n_layers, model.config.d_model, model.hash)
+    check_model(clt, model.config.n_layers, model.config.d_model, model.hash)
     table = read_windows(windows)
     test = np.flatnonzero(table.splits == SPLITS.index("test"))
     if not len(test):
         raise UserError(f"{windows} has no window of a test document; change sampling.split")
-    sums = LayerSums(loaded, chunks, test, np.asarray(table.docs[test]))
+    sums = LayerSums(clt, chunks, test, np.asarray(table.docs[test]))
     causal = test[:causal_windows]
     runs, gap = replacement_sums(
-        loaded, model, table.tokens[causal], table.docs[causal], sums.means, batch_windows
+        clt, model, table.tokens[causal], table.docs[causal], sums.means, batch_windows
     )
     options: dict[str, Any] = {"bootstrap": bootstrap, "confidence": confidence, "seed": seed}
     parts = []
@@ -265,13 +265,25 @@ def evaluate_clt(
     parts.append(evaluation_table(runs, metrics, WHOLE, **options))
     row = (WHOLE, "logit_gap_with_errors", gap, np.nan, np.nan, "largest logit", np.nan, np.nan)
     parts.append(pd.DataFrame([row], columns=list(COLUMNS)))
-    facts = provenance(
-        clt=read_provenance(clt).get("clt"),
-        model_hash=model.hash,
-        causal_windows=len(causal),
-        **options,
-    )
-    write_table(evaluation, pd.concat(parts, ignore_index=True), facts)
+    return pd.concat(parts, ignore_index=True), sums
+
+
+def evaluate_clt(
+    clt: str | Path,
+    model: Transformer,
+    windows: str | Path,
+    chunks: Sequence[str | Path],
+    *,
+    evaluation: str | Path,
+    features: str | Path,
+    examples: str | Path,
+    **options: Any,
+) -> None:
+    """Measure a transcoder file with the ``options`` of `measure_clt` and write three tables."""
+    loaded = load_clt(clt, device=str(model.device), dtype=model.dtype)
+    table, sums = measure_clt(loaded, model, windows, chunks, **options)
+    facts = provenance(clt=read_provenance(clt).get("clt"), model_hash=model.hash, **options)
+    write_table(evaluation, table, facts)
     write_table(features, sums.features, facts)
     write_table(examples, sums.examples, facts)
 

@@ -57,10 +57,11 @@ def encode_chunk(
     index = read_json(Path(chunk) / "index.json")
     first, stop, length = index["first"], index["stop"], index["window_len"]
     with atomic_path(folder, folder=True) as temporary, torch.inference_mode():
-        latents, points = {}, set()
+        latents, points, units = {}, set(), {}
         for layer, sae in progress(dictionaries, desc="encode", unit="layers"):
             point = sae.about["reads"]
             points.add(point)
+            units |= {key: sae.about[key] for key in ("unit",) if key in sae.about}
             path = Path(chunk) / activation_file(point, layer)
             arrays = _encode_shard(sae, path, first, stop, length)
             latents[str(layer)] = len(arrays["offsets"]) - 1
@@ -71,7 +72,7 @@ def encode_chunk(
                 "layers of one dictionary must read at one point"
             )
         about = {"dictionary": dictionary, "point": points.pop(), "window_len": length}
-        about |= {"latents": latents}
+        about |= {"latents": latents, **units}
         write_json(temporary / "index.json", {"first": first, "stop": stop, **about}, facts)
 
 

@@ -15,6 +15,8 @@ import torch
 
 from mechatlas.dictionaries import files
 from mechatlas.dictionaries.autoencoder import SparseAutoencoder
+from mechatlas.dictionaries.clt_formats import load_clt
+from mechatlas.dictionaries.clt_layers import layer_dictionary
 from mechatlas.dictionaries.formats.openai import read_openai
 from mechatlas.dictionaries.formats.saelens import WEIGHTS, read_saelens
 from mechatlas.dictionaries.formats.transcoders import read_transcoder
@@ -31,6 +33,8 @@ from mechatlas.models.config import ModelConfig
 
 INDEX = "index.json"
 OWN = "mechatlas"
+#: In place of a layer where one file holds the dictionaries of all layers.
+EVERY_LAYER = "every"
 
 
 def layer_file(layer: int) -> str:
@@ -59,8 +63,9 @@ def write_references(
     ----------
     folder : str or Path
     entries : mapping
-        Layer to ``format`` (``openai``, ``saelens``, ``circuit-tracer`` or ``mechatlas``), ``path`` (absolute, or
-        relative to the working directory) and what its reader needs besides, such as ``version``.
+        Layer to ``format`` (``openai``, ``saelens``, ``circuit-tracer``, ``mechatlas``, or ``transcoder`` for a file of
+        `clt_formats.save_clt`), ``path`` (absolute, or relative to the working directory) and what its reader needs
+        besides, such as ``version``.
     facts : mapping
         Provenance.
     """
@@ -71,14 +76,16 @@ def write_references(
 
 def import_collection(
     folder: str | Path,
-    entries: Mapping[int, Mapping[str, Any]],
+    entries: Mapping[int | str, Mapping[str, Any]],
     config: ModelConfig,
     about: Mapping[str, Any],
 ) -> None:
     """Write references (see `write_references`) after each dictionary was read and found to fit a model.
 
-    The provenance holds the digest of every file.
+    The provenance holds the digest of every file. An entry of `EVERY_LAYER` is one for each layer of the model.
     """
+    if EVERY_LAYER in entries:
+        entries = dict.fromkeys(range(config.n_layers), entries[EVERY_LAYER])
     digests = {}
     with atomic_path(folder, folder=True) as temporary:
         # The same reader that will be used, on the index that will be written.
@@ -147,6 +154,8 @@ def read_dictionary(
         sae = read_saelens(path, device=device)
     elif kind == "circuit-tracer":
         sae = read_transcoder(path, layer, device=device)
+    elif kind == "transcoder":
+        sae = layer_dictionary(load_clt(path, device=device), layer)
     else:
         raise UserError(f"{Path(folder) / INDEX}: format {kind!r} of layer {layer} is not known")
     if sae.about.get("layer", layer) != layer:

@@ -322,7 +322,7 @@ def evaluate(
 def evaluate_layers(
     weights: str | Path,
     model: Transformer,
-    windows_path: str | Path,
+    windows: str | Path,
     chunks: Sequence[str | Path],
     *,
     dictionary: str,
@@ -335,7 +335,7 @@ def evaluate_layers(
     latents: str | Path,
 ) -> None:
     """Evaluate every layer of a folder of dictionaries and write both tables (see `evaluate`)."""
-    table = read_windows(windows_path)
+    table = read_windows(windows)
     split = {name: np.flatnonzero(table.splits == SPLITS.index(name)) for name in SPLITS}
     causal = split["test"][:causal_windows]
     documents = {"test": table.docs[split["test"]], "causal": table.docs[causal]}

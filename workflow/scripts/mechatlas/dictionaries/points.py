@@ -66,11 +66,14 @@ def check_fits(sae: SparseAutoencoder, config: ModelConfig, where: str) -> Spars
         raise UserError(
             f"{where}: layer {layer} is out of range; the model has layers 0 to {config.n_layers - 1}"
         )
-    for key, width in (("reads", sae.d_in), ("writes", sae.d_out)):
+    parts = len(
+        sae.about.get("targets") or [layer]
+    )  # layers to which a transcoder's features write
+    for key, width in (("reads", sae.d_in), ("writes", sae.d_out / parts)):
         point = sae.about.get(key)
         if point is not None and point_width(point, config) != width:
             raise UserError(
-                f"{where}: the dictionary {key} {point} of width {width}, but in this model {point} has width "
+                f"{where}: the dictionary {key} {point} of width {width:g}, but in this model {point} has width "
                 f"{point_width(point, config)}; it belongs to another model"
             )
     return sae

@@ -69,12 +69,23 @@ class CircuitEntry:
     circuit: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class TranscoderEntry:
+    """One row of the transcoders in the index; ``page`` is relative to the index."""
+
+    model: str
+    source: str
+    transcoder: str
+    page: str
+
+
 def index_page(
     entries: Sequence[Entry],
     facts: Mapping[str, Any],
     *,
     circuits: Sequence[CircuitEntry] = (),
     latents: Sequence[LatentEntry] = (),
+    transcoders: Sequence[TranscoderEntry] = (),
 ) -> str:
     """Return the index as one self-contained page."""
     columns = [
@@ -93,7 +104,8 @@ def index_page(
         "attention, from 0 to 1, with its interval. A head beats every control if its IoU without the sink is above "
         "that of explanations that should fail. The last number says how much worse the model predicts "
         "text when a quarter of its heads run on their programs.</p>"
-        f"{table(columns, rows).text}{_circuits(circuits)}{_latents(latents)}</main>"
+        f"{table(columns, rows).text}{_circuits(circuits)}{_latents(latents)}"
+        f"{_transcoders(transcoders)}</main>"
     )
     return page(TITLE, body, facts=facts)
 
@@ -178,6 +190,20 @@ def _circuit_row(entry: CircuitEntry) -> list[Any]:
         ", ".join([*random, number(control.get("p"), 3)]),
         Html(f"<a href='{quote(entry.page)}'>circuits</a>"),
     ]
+
+
+def _transcoders(entries: Sequence[TranscoderEntry]) -> str:
+    """Return the section about transcoders, empty without any."""
+    if not entries:
+        return ""
+    rows = [
+        [e.model, e.source, e.transcoder, _links({"features and graphs": e.page})] for e in entries
+    ]
+    return (
+        "<h2>Transcoders</h2><p>A transcoder puts sparse features in the place of the MLPs; its page says how well, "
+        "what the features do, and links the attribution graphs of prompts.</p>"
+        f"{table(['model', 'source', 'transcoder', 'page'], rows).text}"
+    )
 
 
 def _change(row: Mapping[str, Any] | None) -> str:

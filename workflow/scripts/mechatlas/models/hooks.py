@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -77,6 +78,14 @@ class _Entry:
     when: Condition | None
 
 
+class Where(TypedDict, total=False):
+    """Where and when a function runs; see `Hooks`."""
+
+    layers: int | Collection[int] | None
+    positions: Positions | None
+    when: Condition | None
+
+
 class Hooks(Mapping[str, Hook]):
     """Hooks by point and stage, given to a forward pass in the place of a plain dict of functions.
 
@@ -102,41 +111,17 @@ class Hooks(Mapping[str, Hook]):
     def __init__(self) -> None:
         self._stages: dict[str, tuple[list[_Entry], list[_Entry], list[_Entry]]] = {}
 
-    def append_fwd(
-        self,
-        point: str,
-        function: Hook,
-        *,
-        layers: int | Collection[int] | None = None,
-        positions: Positions | None = None,
-        when: Condition | None = None,
-    ) -> Hooks:
+    def append_fwd(self, point: str, function: Hook, **where: Unpack[Where]) -> Hooks:
         """Append a function of the value, before the point where gradients are seen."""
-        return self._append(0, point, function, layers, positions, when)
+        return self._append(0, point, function, **where)
 
-    def append_bwd(
-        self,
-        point: str,
-        function: Hook,
-        *,
-        layers: int | Collection[int] | None = None,
-        positions: Positions | None = None,
-        when: Condition | None = None,
-    ) -> Hooks:
+    def append_bwd(self, point: str, function: Hook, **where: Unpack[Where]) -> Hooks:
         """Append a function of the gradient. It runs in the backward pass, if there is one."""
-        return self._append(1, point, function, layers, positions, when)
+        return self._append(1, point, function, **where)
 
-    def append_fwd2(
-        self,
-        point: str,
-        function: Hook,
-        *,
-        layers: int | Collection[int] | None = None,
-        positions: Positions | None = None,
-        when: Condition | None = None,
-    ) -> Hooks:
+    def append_fwd2(self, point: str, function: Hook, **where: Unpack[Where]) -> Hooks:
         """Append a function of the value, after the point where gradients are seen."""
-        return self._append(2, point, function, layers, positions, when)
+        return self._append(2, point, function, **where)
 
     def copy(self) -> Hooks:
         """Return hooks that can be appended to without changing these."""
@@ -176,9 +161,10 @@ class Hooks(Mapping[str, Hook]):
         stage: int,
         point: str,
         function: Hook,
-        layers: int | Collection[int] | None,
-        positions: Positions | None,
-        when: Condition | None,
+        *,
+        layers: int | Collection[int] | None = None,
+        positions: Positions | None = None,
+        when: Condition | None = None,
     ) -> Hooks:
         check_points([point])
         if layers is not None:

@@ -20,7 +20,7 @@ from mechatlas.circuits.graphs.run import LocalRun
 from mechatlas.circuits.graphs.targets import Target, salient_logits
 from mechatlas.io import UserError, progress
 
-MEMORY = 2**27  # bytes of gradients and rows of one chunk
+MEMORY = 2**25  # bytes of gradients and rows of one chunk
 ROUNDS = 16  # times that a capped graph ranks the features it has not traced yet
 
 
@@ -152,20 +152,18 @@ class _Rows:
         others = np.arange(columns.errors, columns.count)
         wanted = np.concatenate([self.rank.numpy()[traced], others])
         edges = self._matrix(np.array(rows + self.targets, np.int64), columns.count)
+        self.indices, self.data = [], []  # they would be held a second time
         sums = np.stack([self.sums[row] for row in rows + self.targets])
         edges = edges[:, wanted]
         size, n, t = len(nodes["kind"]), len(traced), len(targets)
         is_row = np.concatenate([np.arange(n), np.arange(size - t, size)])
         full = _placed(edges, is_row, size)
-        left_out = {}
-        for name, values in (
-            ("discarded", sums[:, 0] - np.asarray(edges.sum(1)).ravel()),
-            ("discarded_abs", sums[:, 1] - np.asarray(abs(edges).sum(1)).ravel()),
-        ):
-            left_out[name] = np.zeros(size)
-            left_out[name][is_row] = (
-                values if n < len(run.active) or self.settings.kept_mass < 1 else 0
-            )
+        left_out = {name: np.zeros(size) for name in ("discarded", "discarded_abs")}
+        if n < len(run.active) or self.settings.kept_mass < 1:
+            for number, (values, stored) in enumerate(
+                zip(left_out.values(), (edges, abs(edges)), strict=True)
+            ):
+                values[is_row] = sums[:, number] - np.asarray(stored.sum(1)).ravel()
         total = np.full(size, np.nan)
         total[is_row] = np.concatenate([_pre_activations(run, traced), _values(run, targets)])
         labels = {size - t + i: target.label for i, target in enumerate(targets) if target.label}

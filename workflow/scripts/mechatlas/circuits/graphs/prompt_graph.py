@@ -21,7 +21,7 @@ from mechatlas.circuits.graphs.supernodes import Supernodes, cluster_features
 from mechatlas.circuits.graphs.targets import logit_difference, salient_logits
 from mechatlas.corpus.windows import read_windows
 from mechatlas.dictionaries.clt import CrossLayerTranscoder
-from mechatlas.io import UserError, read_table
+from mechatlas.io import UserError, read_jsonl, read_table
 from mechatlas.models.tokenizer import Tokenizer
 from mechatlas.models.transformer import Transformer
 from mechatlas.tasks.prompt_files import read_prompts
@@ -182,6 +182,25 @@ def feature_details(
             "examples": [_excerpt(tokenizer, tokens, one) for one in own.itertuples()],
         }
     return {n: found[int(graph.layer[n]), int(graph.feature[n])] for n in nodes}
+
+
+def explained_nodes(graph: AttributionGraph, explanations: Sequence[str | Path]) -> dict[int, str]:
+    """Return the explanations of a graph's features by node, where there are any; the first of each feature counts.
+
+    Parameters
+    ----------
+    graph : AttributionGraph
+    explanations : sequence of paths
+        explanations.jsonl of dictionaries whose latents are the features of the graph's transcoder.
+    """
+    known: dict[tuple[int, int], str] = {}
+    for path in explanations:
+        for record in read_jsonl(path):
+            if record["text"]:
+                known.setdefault((record["layer"], record["latent"]), record["text"])
+    nodes = np.flatnonzero(graph.kind == FEATURE).tolist()
+    keys = {n: (int(graph.layer[n]), int(graph.feature[n])) for n in nodes}
+    return {n: known[key] for n, key in keys.items() if key in known}
 
 
 @torch.inference_mode()

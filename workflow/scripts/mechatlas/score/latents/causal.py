@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mechatlas.dictionaries.autoencoder import SparseAutoencoder
+from mechatlas.dictionaries.clt_layers import target_parts
 from mechatlas.dictionaries.normalisation import Normalisation
 from mechatlas.models.transformer import Transformer
 
@@ -107,13 +108,16 @@ class LayerRunner:
 
     def _adding(self, amounts: Tensor, directions: Tensor) -> dict:
         """Return hooks that add ``amounts [B, T, 1] x directions [B or 1, 1, d]`` to what the dictionary writes."""
-        sae, layer = self.sae, self.layer
+        normalisation, parts = (
+            self.sae.normalisation,
+            target_parts(self.sae, directions, self.layer),
+        )
 
         def add(value: Tensor, at: int) -> Tensor | None:
-            if at != layer:
+            if at not in parts:
                 return None
             flat = value.flatten(2)
-            change = amounts * output_scale(sae.normalisation, flat) * directions
+            change = amounts * output_scale(normalisation, flat) * parts[at]
             return (flat + change.to(value.dtype)).view(value.shape)
 
         return {self.writes: add}
@@ -218,7 +222,8 @@ def direct_logits(
     None if what the dictionary writes does not reach the residual stream by a linear map.
     """
     writes = sae.about.get("writes") or sae.about["reads"]
-    direction = sae.decoder[latent]
+    # A feature of a transcoder writes to several layers, all by way of the residual stream.
+    direction = torch.stack([*target_parts(sae, sae.decoder[latent], layer).values()]).sum(0)
     weights = model.weights
     if writes == "mlp_post":
         direction = direction @ weights.layers[layer].w_down

@@ -1,0 +1,42 @@
+"""Execute the notebook of one transcoder and render it as one self-contained page.
+
+Inputs: the notebook, and the result files that it shows. Outputs: html (the page) and notebook_out (the executed
+notebook, the same bytes in every run). While it runs, and after a failure, the notebook is at ``notebook_log``.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mechatlas.figures.notebook import execute_notebook, notebook_page, write_notebook
+from mechatlas.io import provenance, read_provenance, write_text
+
+
+def main(
+    notebook: str,
+    html: str,
+    notebook_out: str,
+    notebook_log: str,
+    name: str,
+    source: str,
+    transcoder: str,
+    evaluation: str,
+    graphs: Sequence[str],
+    sets: Sequence[str],
+    **files: Any,
+) -> None:
+    """Run the notebook on ``evaluation`` and the other result ``files`` and write both outputs."""
+    parameters = {"name": name, "source": source, "transcoder": transcoder, "page": html}
+    parameters |= {"evaluation": evaluation, "graphs": list(graphs), "sets": list(sets), **files}
+    executed = execute_notebook(notebook, notebook_log, parameters)
+    facts = provenance(
+        model=name, source=source, transcoder=transcoder, evaluation=read_provenance(evaluation)
+    )
+    write_notebook(notebook_out, executed, facts)
+    write_text(html, notebook_page(executed, f"Transcoder {transcoder}, {name} on {source}", facts))
+
+
+if "snakemake" in globals():
+    from mechatlas.job import job
+
+    with job(snakemake) as arguments:
+        main(**arguments, notebook_log=str(snakemake.log.notebook))
