@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slurm lint checks format bench clean
+.PHONY: help install demo test test-slurm lint checks format bench docs docs-numbers clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
@@ -53,6 +53,17 @@ format: $(STAMP) ## format Python and Snakemake files
 
 bench: $(STAMP) ## benchmarks against a bare forward pass, as a table and as JSON
 	$(BIN)/python -m benchmarks.run
+
+docs: $(VENV)-docs/.installed ## build the documentation into site/ (an environment of its own)
+	$(VENV)-docs/bin/mkdocs build --strict
+
+$(VENV)-docs/.installed: envs/docs.txt
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check -r envs/docs.txt
+	@touch $@
+
+docs-numbers: $(STAMP) ## write the numbers of a finished default run into README and tutorial
+	$(BIN)/python -m mechatlas.docs_numbers results
 
 clean: ## remove results, logs and caches (the environment and downloads stay)
 	rm -rf results logs .pytest_cache .ruff_cache .snakemake
