@@ -193,8 +193,8 @@ def headline(results: Path) -> list[str]:
         lines.append(
             f"- heads of `demo-4l` on `{path.parts[-3]}`: {beats['count']} of {beats['of']} explanations beat every "
             f"control on test documents; mean IoU {_interval(iou['value'], iou['low'], iou['high'])} (another head's "
-            f"explanation {iou['controls']['swapped']:.2f}); {100 * (best['ratio'] - 1):+.1f} % perplexity with a quarter "
-            "of the heads replaced by programs"
+            f"explanation {iou['controls']['swapped']:.2f}); {100 * (best['ratio'] - 1):+.1f} % perplexity with a "
+            "quarter of the heads replaced by programs"
         )
     for path in sorted(results.glob("demo-4l/tasks/*/nodes/circuit.json")):
         circuit = _json(path)
@@ -204,16 +204,16 @@ def headline(results: Path) -> list[str]:
             f"{len(circuit[k])} {w}" for k, w in (("heads", "head(s)"), ("mlps", "MLP(s)"))
         )
         lines.append(
-            f"- {path.parts[-3]}: {heads} and {mlps} keep {kept} % of the logit difference on held-out prompts; the best "
-            f"random circuit of the size keeps {controls['size']['max']:.0f} %, with the same MLPs and as many heads in "
-            f"each layer {controls['layer']['max']:.0f} %"
+            f"- {path.parts[-3]}: {heads} and {mlps} keep {kept} % of the logit difference on held-out prompts; the "
+            f"best random circuit of the size keeps {controls['size']['max']:.0f} %, with the same MLPs and as many "
+            f"heads in each layer {controls['layer']['max']:.0f} %"
         )
     found = sorted(results.glob("demo-4l/*/transcoders/*/graphs/*.summary.json"))
     if found:
         gap = max(_json(path)["largest_gap"] for path in found)
         lines.append(
-            f"- {len(found)} attribution graphs, in which the inputs of every node add up to its value within {gap:.0e} "
-            "(float32)"
+            f"- {len(found)} attribution graphs, in which the inputs of every node add up to its value within "
+            f"{gap:.0e} (float32)"
         )
     return lines
 

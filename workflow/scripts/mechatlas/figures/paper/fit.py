@@ -53,6 +53,7 @@ def fit(figure: Figure, largest: float = LARGEST) -> Figure:
         _fit_printed_values(axes)
         _thin_ticks(axes)
     figure.draw_without_rendering()
+    _keep_inside(figure)
     figure.set_layout_engine("none")
     return figure
 
@@ -60,17 +61,7 @@ def fit(figure: Figure, largest: float = LARGEST) -> Figure:
 def clipped(figure: Figure) -> list[str]:
     """Return the texts that reach over the edge of a figure."""
     figure.draw_without_rendering()
-    edge = figure.bbox
-    unseen = {id(label) for axes in figure.axes for label in _unseen_labels(axes)}
-    out = []
-    for text in _texts(figure):
-        if id(text) in unseen or not text.get_visible() or not text.get_text().strip():
-            continue
-        box = text.get_window_extent()
-        inside = box.x0 >= edge.x0 - 1 and box.x1 <= edge.x1 + 1
-        if not (inside and box.y0 >= edge.y0 - 1 and box.y1 <= edge.y1 + 1):
-            out.append(text.get_text())
-    return out
+    return [text.get_text() for text, over in _overhang(figure) if over.max() > 1]
 
 
 def colliding(figure: Figure) -> list[tuple[str, str]]:
@@ -84,6 +75,31 @@ def colliding(figure: Figure) -> list[tuple[str, str]]:
                 if _overlap(first, second):
                     pairs.append((first.get_text(), second.get_text()))
     return pairs
+
+
+def _overhang(figure: Figure) -> list[tuple[Text, np.ndarray]]:
+    """Return each text that is drawn, and how many pixels it reaches over the left, bottom, right and top edge."""
+    edge = figure.bbox
+    unseen = {id(label) for axes in figure.axes for label in _unseen_labels(axes)}
+    found = []
+    for text in _texts(figure):
+        if id(text) in unseen or not text.get_visible() or not text.get_text().strip():
+            continue
+        box = text.get_window_extent()
+        over = edge.x0 - box.x0, edge.y0 - box.y0, box.x1 - edge.x1, box.y1 - edge.y1
+        found.append((text, np.array(over)))
+    return found
+
+
+def _keep_inside(figure: Figure) -> None:
+    """Lay out anew in a smaller part of the figure if a text reaches over its edge, as beside square panels."""
+    over = np.max([o for _, o in _overhang(figure)] or [np.zeros(4)], axis=0)
+    if over.max() <= 0:
+        return
+    width, height = figure.bbox.size
+    left, bottom, right, top = np.clip(over + 2, 0, None) / (width, height, width, height)
+    figure.get_layout_engine().set(rect=(left, bottom, 1 - left - right, 1 - bottom - top))
+    figure.draw_without_rendering()
 
 
 def _texts(figure: Figure) -> list[Text]:
