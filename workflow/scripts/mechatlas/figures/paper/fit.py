@@ -46,13 +46,13 @@ def fit(figure: Figure, largest: float = LARGEST) -> Figure:
         for title in (axes.title, axes._left_title):
             title.set_fontsize(TITLE)
         _thin_frames(axes)
-    figure.draw_without_rendering()
+    # Laying out is what costs time, so it is done again only where something has changed.
     _fit_legends(figure)
     figure.draw_without_rendering()
     for axes in figure.axes:
         _fit_printed_values(axes)
-        _thin_ticks(axes)
-    figure.draw_without_rendering()
+    if any([_thin_ticks(axes) for axes in figure.axes]):
+        figure.draw_without_rendering()
     _keep_inside(figure)
     figure.set_layout_engine("none")
     return figure
@@ -180,14 +180,17 @@ def _fit_printed_values(axes: Axes) -> None:
             text.set_fontsize(size)
 
 
-def _thin_ticks(axes: Axes) -> None:
-    """Leave out every second label of an axis whose labels overlap, until none do."""
+def _thin_ticks(axes: Axes) -> bool:
+    """Leave out every second label of an axis whose labels overlap, until none do; return whether any was left out."""
+    changed = False
     for axis in (axes.xaxis, axes.yaxis):
         for _ in range(4):
             shown = _shown_labels(axis)
             if not any(_overlap(a, b) for a, b in zip(shown[:-1], shown[1:], strict=True)):
                 break
             _keep_every_second(axis)
+            changed = True
+    return changed
 
 
 def _keep_every_second(axis: Axis) -> None:
