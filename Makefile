@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slurm test-faults lint checks format bench bench-gpu clean
+.PHONY: help install demo test test-slurm test-faults lint checks format bench bench-gpu docs docs-numbers clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
@@ -60,6 +60,17 @@ bench: $(STAMP) ## benchmarks against a bare forward pass, as a table and as JSO
 
 bench-gpu: $(STAMP) ## the numerical stages on a GPU (needs a CUDA build of torch; DEVICE=cuda:1 chooses one)
 	$(BIN)/python benchmarks/run.py --device $(DEVICE)
+
+docs: $(VENV)-docs/.installed ## build the documentation into site/ (an environment of its own)
+	$(VENV)-docs/bin/mkdocs build --strict
+
+$(VENV)-docs/.installed: envs/docs.txt
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check -r envs/docs.txt
+	@touch $@
+
+docs-numbers: $(STAMP) ## write the numbers of a finished default run into README and tutorial
+	$(BIN)/python -m mechatlas.docs_numbers results
 
 clean: ## remove results, logs and caches (the environment and downloads stay)
 	rm -rf results logs .pytest_cache .ruff_cache .snakemake

@@ -39,6 +39,7 @@ include: "workflow/rules/latents.smk"
 include: "workflow/rules/forecast.smk"
 include: "workflow/rules/score.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/figures.smk"
 include: "workflow/rules/training.smk"
 include: "workflow/rules/cluster.smk"
 

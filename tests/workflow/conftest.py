@@ -110,7 +110,11 @@ def snakemake(folder: Path, *arguments: str, check: bool = True, timeout: int = 
 
 def job_counts(folder: Path, *arguments: str) -> dict[str, int]:
     """Return how many jobs of each rule a dry run plans."""
-    output = snakemake(folder, "-n", "--quiet=rules", *arguments)
+    return counts_in(snakemake(folder, "-n", "--quiet=rules", *arguments))
+
+
+def counts_in(output: str) -> dict[str, int]:
+    """Return how many jobs of each rule the output of a dry run lists."""
     if "Nothing to be done" in output:
         return {}
     assert "Job stats:" in output, output

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import shutil
 import zipfile
 from pathlib import Path
@@ -12,13 +11,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from pages import arguments, commands
 
-from conftest import REPOSITORY, copy_workflow, job_counts, snakemake, write_yaml
+from conftest import REPOSITORY, copy_workflow, counts_in, job_counts, snakemake, write_yaml
+from dry_runs import dry_runs
 from mechatlas.config import ConfigError, complete_config
 from mechatlas.corpus.synthetic import generate_documents
 
 GPT2 = REPOSITORY / "config" / "gpt2.yaml"
-PAGE = REPOSITORY / "docs" / "coming-from.md"
+COMMANDS = list(commands("docs/coming-from.md"))
 QUESTION = "Q:\n\nHow?\n\nWhat is it?\n\nA:\n\nSo.\n\n"
 # A dry run of these must plan exactly this many jobs, so that merging is seen to work.
 PLANNED = {
@@ -36,13 +37,6 @@ PLANNED = {
     "paper-ioi.yaml -- results": {"measure_components": 1, "prune_nodes": 0},
     "mine.yaml": {"prepare_documents": 2, "capture_heads": 8},
 }
-
-
-def commands() -> list[str]:
-    """Return the commands of the page: indented lines, and what stands in backquotes in the text."""
-    page = PAGE.read_text(encoding="utf-8")
-    found = re.findall(r"^    (snakemake .+)$", page, flags=re.MULTILINE)
-    return found + re.findall(r"`(snakemake --[^`]+)`", page)
 
 
 def merged() -> dict:
@@ -142,17 +136,20 @@ def test_the_tools_own_folder_is_recognised(place: Path) -> None:
     assert re.search(r"did you mean \S*data/tool/out\?", output)
 
 
-@pytest.mark.parametrize("command", commands())
-def test_commands_of_the_page(command: str, place: Path) -> None:
-    planned = job_counts(place, *shlex.split(command)[1:])
-    for part, expected in PLANNED.items():
-        if part in command:
-            assert {rule: planned.get(rule, 0) for rule in expected} == expected
+def test_commands_of_the_page_plan_what_it_says(place: Path) -> None:
+    checked = [command for command in COMMANDS if any(part in command for part in PLANNED)]
+    runs = dry_runs(place, [["-n", "--quiet=rules", *arguments(command)] for command in checked])
+    for command, (status, output) in zip(checked, runs, strict=True):
+        assert status == 0, f"{command}\n{output}"
+        planned = counts_in(output)
+        for part, expected in PLANNED.items():
+            if part in command:
+                assert {rule: planned.get(rule, 0) for rule in expected} == expected, command
 
 
 def test_page_has_the_commands_that_are_checked() -> None:
-    assert len(commands()) > 10
-    assert all(any(part in command for command in commands()) for part in PLANNED)
+    assert len(COMMANDS) > 10
+    assert all(any(part in command for command in COMMANDS) for part in PLANNED)
 
 
 def test_what_merging_does_not_do_is_as_the_page_says(place: Path) -> None:

@@ -11,9 +11,9 @@ rule heads:
 
 
 rule figures:
-    """The pages that hold the figures, one for each model and source."""
+    """The figures of a paper with their data and captions, for every analysis and model."""
     input:
-        for_each("results/report/{model}/{source}/heads.html"),
+        figure_folders(),
 
 
 rule report_all:

@@ -13,6 +13,7 @@ It has no ``from __future__`` import, as Snakemake puts lines of its own before 
 named inputs, outputs and params under their own names. Left out are
 
 - ``code``: the digest of the library, which is there to trigger reruns;
+- ``captions``: texts that the report of the engine shows below figures;
 - names that end in ``_files``: inputs that are there to trigger reruns, when the script is given their folder
   as a param.
 
@@ -172,7 +173,7 @@ def job_arguments(snakemake: Any) -> dict[str, Any]:
         for name, value in values.items():
             if name in arguments:
                 raise ValueError(f"rule {snakemake.rule} uses the name {name!r} twice")
-            if name != "code" and not name.endswith("_files"):
+            if name not in ("code", "captions") and not name.endswith("_files"):
                 arguments[name] = _plain(value)
     return arguments
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import io
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec
 
@@ -45,7 +47,33 @@ SETTINGS = {
     "legend.frameon": False,
     "svg.fonttype": "path",
     "svg.hashsalt": "mechatlas",
+    "pdf.fonttype": 42,  # letters stay letters
 }
+#: Width of a journal's column and of its page, in inches.
+COLUMN, PAGE = 3.35, 6.9
+#: What differs in a figure of a journal's width.
+JOURNAL = {
+    "font.size": 7,
+    "axes.titlesize": 7,
+    "axes.labelsize": 7,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "legend.fontsize": 6.5,
+    "axes.linewidth": 0.6,
+    "grid.linewidth": 0.5,
+}
+_SHORTEST = 0.72  # share of its height that a narrow figure keeps
+_width: ContextVar[float | None] = ContextVar("width", default=None)
+
+
+@contextmanager
+def at_width(width: float) -> Iterator[None]:
+    """Let figures made inside have a journal's width in inches and its letters, whatever width they ask for."""
+    token = _width.set(width)
+    try:
+        yield
+    finally:
+        _width.reset(token)
 
 
 def variant_style(name: str) -> tuple[str, str, str]:
@@ -66,21 +94,30 @@ def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
         import matplotlib
 
-        with matplotlib.rc_context(SETTINGS):
+        journal = {} if _width.get() is None else JOURNAL
+        with matplotlib.rc_context(SETTINGS | journal):
             return function(*args, **kwargs)
 
     return wrapper
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """Return a figure of a size in inches and its axes.
+    """Return a figure of a size in inches and its axes; inside `at_width` that width comes first.
 
     No global state of matplotlib is used, so figures need no closing and do not depend on a back end.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=journal_size(width, height), layout="constrained")
     return figure, figure.subplots()
+
+
+def journal_size(width: float, height: float) -> tuple[float, float]:
+    """Return a size in inches, inside `at_width` at that width."""
+    wanted = _width.get()
+    if wanted is None:
+        return width, height
+    return wanted, height * min(1.0, max(_SHORTEST, wanted / width))
 
 
 def svg(figure: Figure) -> str:
@@ -106,3 +143,12 @@ def write_figure(
     write_text(svg_path, svg(figure))
     with atomic_path(png_path) as temporary, matplotlib.rc_context(SETTINGS):
         figure.savefig(temporary, format="png", dpi=dpi, metadata={"Software": None})
+
+
+def write_pdf(figure: Figure, path: str | Path) -> None:
+    """Write a figure as PDF: the same bytes for the same figure, so no date and no name of a program."""
+    import matplotlib
+
+    nobody = {"CreationDate": None, "Creator": None, "Producer": None}
+    with atomic_path(path) as temporary, matplotlib.rc_context(SETTINGS):
+        figure.savefig(temporary, format="pdf", metadata=nobody)

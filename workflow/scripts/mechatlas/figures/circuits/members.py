@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mechatlas.figures.circuits.common import DIVERGING, error_bars, no_data
-from mechatlas.figures.style import BLUE, GREEN, GREY, ORANGE, new_figure, styled
+from mechatlas.figures.style import BLUE, GREEN, GREY, ORANGE, journal_size, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +42,8 @@ def member_matrices(matrices: pd.DataFrame, components: Sequence[str], kind: str
     across = min(3, max(1, len(components)))
     down = -(-max(1, len(components)) // across)
     side = max(2.5, min(4.2, 0.9 + 0.2 * len(members)))
-    figure = Figure(figsize=(across * side + 1.0, down * side + 0.3), layout="constrained")
+    size = journal_size(across * side + 1.0, down * side + 0.3)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(down, across, squeeze=False)
     grids = [_centred(matrices, name, kind, members) for name in components]
     most = max((float(np.abs(grid).max(initial=0)) for grid in grids), default=1.0) or 1.0
