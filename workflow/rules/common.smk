@@ -242,6 +242,7 @@ def every_result():
         *circuit_files(),
         *circuit_pages(),
         *transcoder_results(),
+        *tables_of_heads(),
         "results/report/index.html",
     ]
 
@@ -731,6 +732,52 @@ def latent_results():
     for place in latent_places():
         found += random_latent_scores(Names(**dict(zip(("model", "source", "dictionary"), place))))
     return found
+
+
+# For the atlas.
+
+
+def of_sources(file):
+    """Input function: a file of each source of a model."""
+
+    def files(wildcards):
+        return [f"results/{wildcards.model}/{source}/{file}" for source in SOURCES]
+
+    return files
+
+
+def places_of(model):
+    """The (source, dictionary) of a model, as lists, which is how params keep them."""
+    return [[s, dictionary] for m, s, dictionary in dictionary_places() if m == model]
+
+
+def of_dictionaries(file):
+    """Input function: a file of each dictionary of a model."""
+
+    def files(wildcards):
+        return [
+            f"results/{wildcards.model}/{source}/dictionaries/{dictionary}/{file}"
+            for source, dictionary in places_of(wildcards.model)
+        ]
+
+    return files
+
+
+def of_foreign_dictionaries(wildcards):
+    """The files of dictionaries of a model that others made, which their folders only point to."""
+    places = places_of(wildcards.model)
+    return [path for _, name in places for path in foreign_files(Names(dictionary=name))]
+
+
+def task_kinds(wildcards):
+    """Param: the kind of each task of a model."""
+    return {task: config["tasks"][task]["kind"] for task in tasks_of(wildcards.model)}
+
+
+def tables_of_heads():
+    """The tables in which everything about the heads of each model is joined."""
+    files = ["cross_table.parquet", "written_latents.parquet", "agreement.json"]
+    return expand("results/{model}/{file}", model=MODELS, file=files)
 
 
 # For the forecast.
