@@ -150,7 +150,7 @@ def test_manifest_covers_and_verifies_the_results(run: Path) -> None:
 
 def test_pages_load_nothing_from_elsewhere(run: Path) -> None:
     pages = list((run / "results" / "report").rglob("*.html"))
-    assert len(pages) == 4
+    assert len(pages) == 5
     for page in pages:
         assert not re.findall(r'(?:src|href)="(?:https?:)?//[^"]*"', page.read_text()), page
 

@@ -48,3 +48,45 @@ rule tabulate_heads:
         code=script_digest("tabulate_heads"),
     script:
         "../scripts/tabulate_heads.py"
+
+
+rule render_atlas:
+    """Write the atlas of all models: static pages that open from disk and ask nothing of a network."""
+    input:
+        heads_files=for_each(
+            "results/{model}/{source}/windows.parquet",
+            "results/{model}/{source}/heads/raw_events.parquet",
+            "results/{model}/{source}/heads/scores.parquet",
+            "results/{model}/{source}/heads/explanations.jsonl",
+            "results/{model}/{source}/heads/clusters.json",
+        ),
+        captured_files=expand(
+            "results/{model}/{source}/capture/{chunk}", model=MODELS, source=SOURCES, chunk=CHUNKS
+        ),
+        task_files=for_tasks(*ATLAS_OF_TASKS),
+        latents_files=for_each_dictionary(*(f"{LATENTS}/{file}" for file in ATLAS_OF_LATENTS)),
+        graphs_files=graph_summaries(),
+        tables_files=tables_of_heads(),
+        tokenizers_files=all_tokenizers(),
+        static_files=atlas_files(),
+    output:
+        atlas=directory("results/report/atlas"),
+    log:
+        "logs/render_atlas/atlas.log",
+    benchmark:
+        "results/benchmarks/render_atlas/atlas.tsv"
+    conda:
+        "../../envs/mechatlas.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(1500, per_window=100),
+        runtime=minutes(20),
+        gpu=0,
+    params:
+        results="results",
+        models=atlas_models(),
+        chunks=CHUNKS,
+        seed=config["seed"],
+        code=script_digest("render_atlas"),
+    script:
+        "../scripts/render_atlas.py"

@@ -243,6 +243,7 @@ def every_result():
         *circuit_pages(),
         *transcoder_results(),
         *tables_of_heads(),
+        "results/report/atlas",
         "results/report/index.html",
     ]
 
@@ -780,6 +781,65 @@ def tables_of_heads():
     return expand("results/{model}/{file}", model=MODELS, file=files)
 
 
+#: What the atlas reads of each task and of each dictionary's latents.
+ATLAS_OF_TASKS = (
+    *("prompts.jsonl", "nodes/circuit.json", "edges/circuit.json", "edges/effects.parquet"),
+    *("nodes/curve.parquet", "nodes/random.parquet", "nodes/stability.parquet"),
+    *("nodes/effects.parquet", "edges/curve.parquet"),
+)
+ATLAS_OF_LATENTS = (
+    *("summary.csv", "latent_stats.parquet", "raw_events.parquet", "activations.parquet"),
+    *("scores.parquet", "neighbours.parquet", "promoted_tokens.parquet"),
+)
+
+
+def graph_names():
+    """Every (model, source, transcoder, graph)."""
+    return [
+        (model, source, transcoder, graph)
+        for model in MODELS
+        for source in SOURCES
+        for transcoder in transcoders_of(model, source)
+        for graph in entries_of("graphs", models=model, transcoders=transcoder)
+        if config["graphs"][graph]["task"] in tasks_of(model)
+    ]
+
+
+def graph_summaries():
+    """What is said of each attribution graph."""
+    return [
+        f"results/{model}/{source}/transcoders/{transcoder}/graphs/{graph}.summary.json"
+        for model, source, transcoder, graph in graph_names()
+    ]
+
+
+def all_tokenizers():
+    """The tokenizers of all models."""
+    return [path for model in MODELS for path in tokenizer_inputs(Names(model=model))]
+
+
+def atlas_files():
+    """Style and scripts of the atlas, whose change draws it anew."""
+    folder = REPOSITORY / "workflow/scripts/mechatlas/figures"
+    own = sorted((folder / "atlas/static").iterdir())
+    return [shown(path) for path in (*own, folder / "vendor/echarts/echarts.min.js")]
+
+
+def atlas_models():
+    """Param: what the atlas shows of each model."""
+    return {
+        model: {
+            "path": model_folder(Names(model=model)),
+            "bos": config["models"][model]["bos"],
+            "sources": SOURCES,
+            "tasks": task_kinds(Names(model=model)),
+            "dictionaries": places_of(model),
+            "graphs": [list(place[1:]) for place in graph_names() if place[0] == model],
+        }
+        for model in MODELS
+    }
+
+
 # For the forecast.
 
 ASKS_EXPLAINER = "openai" in EXPLAINERS
@@ -897,9 +957,10 @@ def check_language_models(dag):
 
 
 def tell_report():
-    index = Path("results/report/index.html")
-    if index.exists():
-        print(f"The report: {index.absolute()}", file=sys.stderr)
+    for what, name in (("The atlas", "atlas/index.html"), ("The report", "index.html")):
+        page = Path("results/report", name)
+        if page.exists():
+            print(f"{what}: {page.absolute()}", file=sys.stderr)
 
 
 def tell_failure(log_files):

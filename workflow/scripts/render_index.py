@@ -1,8 +1,8 @@
-"""Link the reports of all models and sources on one page.
+"""Link the atlas and the reports of all models and sources on one page.
 
-Inputs: the pages, the summaries and the headline numbers, one each for every entry of ``names``; the same of latents
-for every entry of ``latent_names``; the pages of circuits, one for each model that has any, and the circuits, one for
-every entry of ``circuit_names``. Output: index.html.
+Inputs: the folder of the atlas; the pages, the summaries and the headline numbers, one each for every entry of
+``names``; the same of latents for every entry of ``latent_names``; the pages of circuits, one for each model that has
+any, and the circuits, one for every entry of ``circuit_names``. Output: index.html.
 """
 
 import os
@@ -26,6 +26,7 @@ def main(
     circuit_pages: Sequence[str] = (),
     circuits: Sequence[str] = (),
     circuit_names: Sequence[Sequence[str]] = (),
+    atlas: str | None = None,
 ) -> None:
     """Write ``index`` with links relative to it."""
     entries = [
@@ -43,7 +44,14 @@ def main(
         for (model, task), circuit in zip(circuit_names, circuits, strict=True)
     ]
     facts = provenance(names=names, latents=latent_names, circuits=circuit_names)
-    write_text(index, index_page(entries, facts, circuits=found, latents=latents))
+    page = index_page(
+        entries,
+        facts,
+        circuits=found,
+        latents=latents,
+        atlas=None if atlas is None else _relative(f"{atlas}/index.html", index),
+    )
+    write_text(index, page)
 
 
 def _links(page: str, summary: str, index: str) -> dict[str, str]:

@@ -68,12 +68,12 @@ function wordsChart(model, data, found) {
   }
   const series = ["agree", "disagree"].map((name, i) => ({ name, type: "scatter", data: points[i], symbol: i ? "diamond" : "circle", symbolSize: i ? 11 : 8, itemStyle: { color: i ? "#d55e00" : WORDS_COLOUR, opacity: 0.8 } }));
   series[0].markLine = { silent: true, symbol: "none", data: [{ xAxis: limit }], lineStyle: { color: variable("--soft"), type: "dashed" }, label: { formatter: `label from ${fixed(limit, 1)}`, color: variable("--soft") } };
-  return chart(() => ({
-    grid: { left: 200, right: 30, top: 40, bottom: 50 }, legend: { top: 0, textStyle: { color: variable("--ink") } },
+  return chart((drawn) => ({
+    grid: { left: drawn.getWidth() < 600 ? 14 : 200, right: 30, top: 40, bottom: 50 }, legend: { top: 0, textStyle: { color: variable("--ink") } },
     tooltip: { ...common().tooltip, formatter: (p) => `${p.data.name}: measured ${fixed(p.value[0])}` },
     xAxis: axis("measured attention on repeated random tokens", { min: 0, max: 1, axisLine: { onZero: false, lineStyle: { color: variable("--soft") } } }),
     yAxis: { type: "value", min: -0.6, max: rows.length - 0.4, interval: 1, axisLabel: { show: false }, axisTick: { show: false }, splitLine: { show: false }, axisLine: { show: false } },
     graphic: [],
-    series: [...series, { type: "scatter", silent: true, symbolSize: 0.01, data: rows.map((label, i) => ({ value: [0, i], name: label })), label: { show: true, position: "left", formatter: "{b}", color: variable("--ink") }, tooltip: { show: false } }],
+    series: [...series, { type: "scatter", silent: true, symbolSize: 0.01, data: rows.map((label, i) => ({ value: [0, i], name: label })), label: { show: true, position: drawn.getWidth() < 600 ? [4, -20] : "left", formatter: "{b}", color: variable("--ink") }, tooltip: { show: false } }],
   }), { height: 70 + 46 * rows.length, label: "measured attention of heads by whether their words name the behaviour", click: (event) => event.data?.name?.match(/^L\d+\.H\d+$/) && go(model, "head", headPlace(event.data.name).join(".")) });
 }

@@ -29,7 +29,7 @@ function summaryPart(data, own) {
   const { nodes, held_out, random } = own.circuit, control = random.layer || random.size;
   const heads = nodes.filter((n) => n.includes(".H")).length;
   return el("div", { class: "cards" },
-    card(interval(held_out, 0, " %"), "of the score is kept by the circuit alone", `${heads} heads and ${nodes.length - heads} MLPs, on ${own.counts.held_out ?? 0} held-out prompts; everything else replaced by its mean`),
+    card(interval(held_out, 0, " %"), "of the score is kept by the circuit alone", `${plural(heads, "head")} and ${plural(nodes.length - heads, "MLP")}, on ${own.counts.held_out ?? 0} held-out prompts; everything else replaced by its mean`),
     control ? card(`${fixed(control.mean, 0)} %`, "by random circuits with as many heads in each layer", `the best of ${control.count} keeps ${fixed(control.max, 0)} %; p ${chance(control.p)}`) : null,
     card(interval(own.edges.held_out, 0, " %"), `by its ${own.edges.count} edges alone`, `random sets of edges of this size: ${fixed(100 * own.edges.random.mean, 0)} %`));
 }
@@ -49,15 +49,15 @@ function graphPlace(name, data) {
 function graphOption(data, names, edges, style) {
   const most = Math.max(...edges.map((e) => Math.abs(e.score)), 1e-12);
   return {
-    grid: { left: 60, right: 20, top: 4, bottom: 34 },
+    grid: { left: 60, right: 20, top: 8, bottom: 34 },
     tooltip: { ...common().tooltip, formatter: (p) => p.data.said || p.name },
     xAxis: { type: "value", min: -1, max: data.heads + 1, interval: 1, name: "head", nameLocation: "middle", nameGap: 22, nameTextStyle: { color: variable("--soft") }, axisLabel: { color: variable("--soft"), formatter: (x) => (x >= 0 && x < data.heads ? String(x) : "") }, axisLine: { show: false }, axisTick: { show: false }, splitLine: { show: false } },
-    yAxis: { type: "value", min: -2, max: data.layers + 1, interval: 1, axisLabel: { color: variable("--soft"), formatter: (y) => (y >= 0 && y < data.layers ? `layer ${y}` : "") }, axisLine: { show: false }, axisTick: { show: false }, splitLine: { lineStyle: { color: variable("--line") } } },
+    yAxis: { type: "value", min: -1.5, max: data.layers + 0.5, interval: 0.5, axisLabel: { color: variable("--soft"), formatter: (y) => (Number.isInteger(y) && y >= 0 && y < data.layers ? `layer ${y}` : "") }, axisLine: { show: false }, axisTick: { show: false }, splitLine: { show: false } },
     series: [{
       type: "graph", coordinateSystem: "cartesian2d", layout: "none", symbolSize: names.length > 60 ? 12 : 26,
       edgeSymbol: ["none", "arrow"], edgeSymbolSize: edges.length > 400 ? 3 : 7, emphasis: { focus: "adjacency", lineStyle: { opacity: 1 } },
       label: { show: names.length <= 60, fontSize: 10, position: "inside", formatter: (p) => p.data.short },
-      data: names.map((name) => ({ name, value: graphPlace(name, data), short: name.replace(/^L\d+\./, ""), ...style(name) })),
+      data: names.map((name) => ({ name, value: graphPlace(name, data), short: name.replace(/^L\d+\./, ""), ...(name.startsWith("L") ? {} : { symbol: "roundRect", symbolSize: [52, 22] }), ...style(name) })),
       links: edges.map((e) => ({ source: e.source, target: e.target, said: e.said, lineStyle: { color: e.colour, width: 0.7 + 4 * Math.sqrt(Math.abs(e.score) / most), opacity: edges.length > 400 ? 0.35 : 0.75, curveness: e.curve ?? 0.12, type: e.score > 0 && e.helps === false ? "dashed" : "solid" } })),
     }],
   };

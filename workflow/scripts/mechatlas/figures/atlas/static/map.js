@@ -17,7 +17,7 @@ function lead(model, data) {
   const ious = words.map((w) => w.iou[0]).filter((x) => !missing(x)).sort((a, b) => a - b);
   const test = data.agreement.find((a) => a.source === source && a.explainer === explainer);
   const flags = flagsOf(data, source, explainer).size;
-  const circuits = Object.entries(data.tasks).map(([task, t]) => el("li", {}, link(address([model, "circuit", task]), task), `: ${t.circuit.nodes.filter((n) => n.includes(".H")).length} of ${data.layers * data.heads} heads and ${t.circuit.nodes.filter((n) => n.includes("mlp")).length} of ${data.layers} MLPs keep ${interval(t.circuit.held_out, 0, " %")} of the score`));
+  const circuits = Object.entries(data.tasks).map(([task, t]) => el("li", {}, link(address([model, "circuit", task]), task), `: ${t.circuit.nodes.filter((n) => n.includes(".H")).length} of ${data.layers * data.heads} heads and ${t.circuit.nodes.filter((n) => n.includes("mlp")).length} of ${data.layers} MLPs keep ${interval(t.circuit.held_out, 0, " %")} of the score on held-out prompts`));
   return el("section", { class: "lead" },
     el("div", { class: "cards" },
       card(fixed(ious[Math.floor(ious.length / 2)]), "median IoU", "overlap of predicted and true attention, on text that was not used to explain"),
@@ -82,13 +82,14 @@ function fillGrid(grid, model, data, names, measure, colours, state) {
   });
   grid.style.setProperty("--columns", String(data.heads));
   grid.classList.toggle("small", large);
+  grid.classList.toggle("kinds", measure.kind === "class");
   if (state.sort === "value") {
     const sorted = order(names);
     for (let i = 0; i < sorted.length; i += data.heads) grid.append(el("div", { role: "row", class: "row" }, sorted.slice(i, i + data.heads).map(cell)));
   } else {
     for (let layer = data.layers - 1; layer >= 0; layer--) {
       const own = names.filter((n) => headPlace(n)[0] === layer);
-      grid.append(el("div", { role: "row", class: "row" }, el("span", { class: "layer", role: "rowheader" }, large ? String(layer) : `layer ${layer}`), (state.sort === "layer" ? order(own) : own).map(cell)));
+      grid.append(el("div", { role: "row", class: "row" }, el("span", { class: "layer", role: "rowheader" }, large ? null : el("span", {}, "layer "), String(layer)), (state.sort === "layer" ? order(own) : own).map(cell)));
     }
   }
   (cells.get("L0.H0") || [...cells.values()][0]).tabIndex = 0;

@@ -45,5 +45,6 @@ function interval(entry, digits = 2, unit = "") {
   return `${fixed(entry[0], digits)}${unit}${end}`;
 }
 
+const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 const chance = (p) => (missing(p) ? "–" : p < 0.001 ? "< 0.001" : fixed(p, 3));
 const variable = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
