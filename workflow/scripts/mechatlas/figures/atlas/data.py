@@ -63,16 +63,23 @@ def interval(row: Mapping[str, Any], value: str, low: str = "", high: str = "") 
     )
 
 
-def scores(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Return metric -> control -> ``[value, low, high]``, or the reason why there is no score."""
-    found: dict[str, dict[str, Any]] = {}
-    columns = ("metric", "control", "status", "value", "low", "high", "reason")
-    for metric, control, status, *values, reason in rows[list(columns)].itertuples(index=False):
-        entry = numbers(values) if status == "scored" else str(reason)
-        found.setdefault(metric, {})[control] = entry
+def score_tree(table: pd.DataFrame, keys: Sequence[str]) -> dict[Any, dict[str, Any]]:
+    """Return key -> explainer -> metric -> control -> ``[value, low, high]``, or the reason why there is no score.
+
+    One pass over the rows: groups of data frames would take longer than all the rest.
+    """
+    found: dict[Any, dict[str, Any]] = {}
+    columns = [*keys, "explainer", "metric", "control", "status", "value", "low", "high", "reason"]
+    for row in table[columns].itertuples(index=False, name=None):
+        *key, explainer, metric, control, status, value, low, high, reason = row
+        entry = numbers((value, low, high)) if status == "scored" else str(reason)
+        mine = found.setdefault(tuple(key), {}).setdefault(explainer, {})
+        mine.setdefault(metric, {})[control] = entry
     return found
 
 
-def grouped(table: pd.DataFrame, keys: Sequence[str]) -> dict[Any, pd.DataFrame]:
-    """Return the rows of each group by its key."""
-    return dict(iter(table.groupby(list(keys) if len(keys) > 1 else keys[0], sort=False)))
+def prefer_test(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Return the rows of test documents, and all rows of keys that have none there."""
+    names = pd.MultiIndex.from_frame(rows[list(keys)])
+    test = (rows["split"] == "test").to_numpy()
+    return rows[test | ~names.isin(names[test])]

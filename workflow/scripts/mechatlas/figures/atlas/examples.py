@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from mechatlas.capture.patterns import read_patterns
-from mechatlas.figures.atlas.data import number, numbers, texts
-from mechatlas.figures.examples import SHOWN_ATTENTION, Example, shown_pieces, top_examples
+from mechatlas.figures.atlas.data import number, numbers, prefer_test, texts
+from mechatlas.figures.examples import SHOWN_ATTENTION, Example, shown_pieces
+from mechatlas.figures.html import visible_characters
 from mechatlas.io import rng_for
 
 #: Examples of a head: its strongest queries, and queries drawn at random.
@@ -27,7 +28,7 @@ def head_example(strings: Sequence[str], example: Example) -> dict[str, Any]:
     strongest = sorted(example.keys.items(), key=lambda item: -item[1])[:MOST_KEYS]
     keys = dict(sorted(strongest))
     return {
-        "doc": example.doc,
+        "doc": visible_characters(example.doc),
         "split": example.split,
         "query": example.query,
         "keys": [[at, number(attention, 3)] for at, attention in keys.items()],
@@ -39,12 +40,37 @@ def head_example(strings: Sequence[str], example: Example) -> dict[str, Any]:
     }
 
 
-def strongest_examples(
-    events: pd.DataFrame, tokens: Mapping[int, Sequence[str]], layer: int, head: int
-) -> list[dict[str, Any]]:
-    """Return the strongest queries of a head; ``events`` are its own rows of raw_events.parquet."""
-    found = top_examples(events, layer, head, TOP)
-    return [head_example(tokens[e.window], e) for e in found]
+def strongest_queries(events: pd.DataFrame) -> dict[tuple[int, int], list[Example]]:
+    """Return the strongest queries of every head, as `mechatlas.figures.examples.top_examples` does of one.
+
+    Parameters
+    ----------
+    events : data frame
+        raw_events.parquet.
+    """
+    unit = ["layer", "head"]
+    place = [*unit, "window", "query"]
+    top = prefer_test(events[events["role"] == "top"], unit)
+    order = [*unit, "write_norm", "window", "query", "key"]
+    top = top.sort_values(order, ascending=[True, True, False, True, True, True])
+    top = top.drop_duplicates(place)
+    top = top.assign(again=top.duplicated([*unit, "doc"]))
+    top = top.sort_values([*unit, "again"], kind="stable").groupby(unit, sort=False).head(TOP)
+    named = top[[*place, "doc", "split", "key"]].rename(columns={"key": "strongest"})
+    keys = named.merge(events[[*place, "key", "attention"]], on=place).drop_duplicates(
+        [*place, "key"]
+    )
+    held: dict[tuple[int, ...], dict[int, float]] = {}
+    rows = keys[[*place, "key", "attention", "strongest"]].itertuples(index=False, name=None)
+    for *where, key, attention, strongest in rows:
+        if attention >= SHOWN_ATTENTION or key == strongest:
+            held.setdefault(tuple(where), {})[int(key)] = float(attention)
+    found: dict[tuple[int, int], list[Example]] = {}
+    for layer, head, window, query, doc, split, _ in named.itertuples(index=False, name=None):
+        keys_ = held[layer, head, window, query]
+        example = Example(int(window), str(doc), str(split), int(query), keys_)
+        found.setdefault((layer, head), []).append(example)
+    return found
 
 
 class RandomQueries:
@@ -95,41 +121,44 @@ class RandomQueries:
 
 def latent_examples(
     events: pd.DataFrame, activations: pd.DataFrame, tokens: Mapping[int, Sequence[str]]
-) -> list[dict[str, Any]]:
-    """Return examples of a latent: the strongest of test documents, then one of each quantile, strong to weak.
+) -> dict[tuple[int, int], list[dict[str, Any]]]:
+    """Return examples of every latent: the strongest of test documents, then one of each quantile, strong to weak.
 
     Parameters
     ----------
     events, activations : data frame
-        Its own rows of raw_events.parquet and activations.parquet.
+        raw_events.parquet and activations.parquet, without controls.
     tokens : mapping
         Window -> texts of its tokens.
     """
-    split = "test" if (events["split"] == "test").any() else events["split"].iloc[0]
-    events = events[events["split"] == split]
-    strongest = events[events["role"] == "top"].drop_duplicates("doc").head(TOP_LATENT)
-    sample = events[events["role"] == "quantile"].sort_values(
-        ["quantile", "window", "position"], ascending=[False, True, True]
-    )
-    sample = sample.drop_duplicates("quantile")
-    shown = pd.concat([strongest, sample])
-    held = activations[activations["window"].isin(shown["window"])]
-    values: dict[int, dict[int, float]] = {}
-    for window, position, value in held[["window", "position", "activation"]].itertuples(
-        index=False
+    unit = ["layer", "latent"]
+    events = prefer_test(events[events["role"].isin(("top", "quantile"))], unit)
+    top = events[events["role"] == "top"].drop_duplicates([*unit, "doc"])
+    top = top.groupby(unit, sort=False).head(TOP_LATENT)
+    order = [*unit, "quantile", "window", "position"]
+    sample = events[events["role"] == "quantile"]
+    sample = sample.sort_values(order, ascending=[True, True, False, True, True])
+    shown = pd.concat([top, sample.drop_duplicates([*unit, "quantile"])])
+    place = [*unit, "window"]
+    held = activations.merge(shown[place].drop_duplicates(), on=place)
+    values: dict[tuple[int, ...], dict[int, float]] = {}
+    for *where, position, value in held[[*place, "position", "activation"]].itertuples(
+        index=False, name=None
     ):
-        values.setdefault(int(window), {})[int(position)] = float(value)
-    return [_latent_example(row, values, tokens) for row in shown.itertuples()]
+        values.setdefault(tuple(where), {})[int(position)] = float(value)
+    found: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for row in shown.itertuples():
+        own = values.get((row.layer, row.latent, row.window), {})
+        example = _latent_example(row, own, tokens[int(row.window)])
+        found.setdefault((row.layer, row.latent), []).append(example)
+    return found
 
 
-def _latent_example(
-    row: Any, values: Mapping[int, Mapping[int, float]], tokens: Mapping[int, Sequence[str]]
-) -> dict[str, Any]:
-    strings, own = tokens[int(row.window)], values.get(int(row.window), {})
+def _latent_example(row: Any, own: Mapping[int, float], strings: Sequence[str]) -> dict[str, Any]:
     start, stop = max(1, row.position - BEFORE), min(len(strings), row.position + AFTER + 1)
     return {
         "what": "strongest" if row.role == "top" else f"quantile {row.quantile + 1}",
-        "doc": str(row.doc),
+        "doc": visible_characters(str(row.doc)),
         "split": str(row.split),
         "at": int(row.position - start),
         "cut": [start > 1, stop < len(strings)],

@@ -9,14 +9,13 @@ from typing import Any
 import pandas as pd
 
 from mechatlas.figures.atlas.data import (
-    grouped,
     interval,
     number,
-    scores,
+    score_tree,
     truth,
     write_data,
 )
-from mechatlas.figures.atlas.examples import RandomQueries, strongest_examples
+from mechatlas.figures.atlas.examples import RandomQueries, head_example, strongest_queries
 from mechatlas.figures.examples import WindowTexts
 from mechatlas.figures.html import visible_characters
 from mechatlas.io import read_json, read_jsonl, read_table
@@ -134,9 +133,8 @@ def _of_source(
         "write_norm",
         "role",
     ]
-    events = grouped(read_table(place / "heads/raw_events.parquet", columns), ["layer", "head"])
-    scored = read_table(place / "heads/scores.parquet")
-    scored = grouped(scored, ["layer", "head", "explainer"])
+    strongest = strongest_queries(read_table(place / "heads/raw_events.parquet", columns))
+    scored = score_tree(read_table(place / "heads/scores.parquet"), ["layer", "head"])
     programs: dict[tuple[int, int], dict[str, Any]] = {}
     for record in read_jsonl(place / "heads/explanations.jsonl"):
         mine = programs.setdefault((record["layer"], record["head"]), {})
@@ -145,25 +143,20 @@ def _of_source(
     found = []
     for layer in range(layers):
         attention = drawn.of_layer(layer)
-        entries = {}
-        for head in range(attention.shape[1] if len(attention) else _heads(events, layer)):
-            own = events.get((layer, head))
-            entries[f"L{layer}.H{head}"] = {
-                "scores": {
-                    explainer: scores(rows)
-                    for (one, other, explainer), rows in scored.items()
-                    if (one, other) == (layer, head)
-                },
+        last = max((head for one, head in strongest if one == layer), default=-1)
+        entries = {
+            f"L{layer}.H{head}": {
+                "scores": scored.get((layer, head), {}),
                 "programs": programs.get((layer, head), {}),
-                "top": [] if own is None else strongest_examples(own, tokens, layer, head),
+                "top": [
+                    head_example(tokens[e.window], e) for e in strongest.get((layer, head), [])
+                ],
                 "random": drawn.examples(attention, head, tokens) if len(attention) else [],
             }
+            for head in range(attention.shape[1] if len(attention) else last + 1)
+        }
         found.append((layer, entries))
     return found
-
-
-def _heads(events: Mapping[tuple[int, int], Any], layer: int) -> int:
-    return max((head for one, head in events if one == layer), default=-1) + 1
 
 
 def _program(program: Mapping[str, Any] | None) -> list[dict[str, Any]] | None:

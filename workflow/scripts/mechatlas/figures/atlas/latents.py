@@ -10,11 +10,9 @@ import numpy as np
 import pandas as pd
 
 from mechatlas.figures.atlas.data import (
-    grouped,
     interval,
     number,
-    numbers,
-    scores,
+    score_tree,
     texts,
     truth,
     write_data,
@@ -105,56 +103,65 @@ def _details(
     token_text: Callable[[int], str],
 ) -> dict[int, dict[str, Any]]:
     """Return layer -> unit -> what its page shows."""
-    events = grouped(read_table(place / "raw_events.parquet"), KEY)
-    own = read_table(place / "activations.parquet", filters=[("control", "=", "none")])
-    activations = grouped(own, KEY)
-    scored = grouped(read_table(place / "scores.parquet"), [*KEY, "explainer"])
-    tables = {
-        name: grouped(read_table(place / f"{name}.parquet"), KEY)
-        for name in ("neighbours", "promoted_tokens")
-    }
+    read = lambda name, **how: read_table(place / f"{name}.parquet", **how)  # noqa: E731
+    activations = read("activations", filters=[("control", "=", "none")])
+    examples = latent_examples(read("raw_events"), activations, texts_of)
+    histograms = _histograms(activations)
+    scored = score_tree(read("scores"), KEY)
+    promoted = _promoted(read("promoted_tokens"), token_text)
+    near: dict[tuple[int, int], list[Any]] = {}
+    rows = read("neighbours").sort_values([*KEY, "kind", "rank"])
+    for row in rows.itertuples():
+        entry = [row.kind, int(row.neighbour), number(row.value, 3)]
+        near.setdefault((row.layer, row.latent), []).append(entry)
     found: dict[int, dict[str, Any]] = {}
     for row in summary.drop_duplicates("unit").to_dict("records"):
         key = (row["layer"], row["latent"])
         stem = row["unit"][: row["unit"].rindex("F") + 1]
-        mine = {
+        found.setdefault(row["layer"], {})[row["unit"]] = {
             "max": number(row["max_activation"]),
             "mean": number(row["mean_activation"]),
-            "scores": {
-                explainer: scores(rows)
-                for (layer, latent, explainer), rows in scored.items()
-                if (layer, latent) == key
-            },
+            "scores": scored.get(key, {}),
             "neighbours": [
-                [r.kind, f"{stem}{r.neighbour}", number(r.value, 3)]
-                for r in _rows(tables["neighbours"], key)
+                [kind, f"{stem}{other}", value] for kind, other, value in near.get(key, ())
             ],
-            "promoted": _promoted(tables["promoted_tokens"].get(key), token_text),
+            "promoted": promoted.get(key, []),
+            "histogram": histograms.get(key),
+            "examples": examples.get(key, []),
         }
-        if key in activations:
-            mine["histogram"] = _histogram(activations[key]["activation"].to_numpy(float))
-            if key in events:
-                mine["examples"] = latent_examples(events[key], activations[key], texts_of)
-        found.setdefault(row["layer"], {})[row["unit"]] = mine
     return found
 
 
-def _rows(groups: Mapping[Any, pd.DataFrame], key: Any) -> Any:
-    return groups[key].sort_values(["kind", "rank"]).itertuples() if key in groups else ()
+def _promoted(
+    rows: pd.DataFrame, token_text: Callable[[int], str]
+) -> dict[tuple[int, int], list[list[Any]]]:
+    """Return by latent lists of kind, sign, tokens, values; what is promoted first."""
+    lists: dict[tuple[Any, ...], tuple[list[str], list[Any]]] = {}
+    order = [*KEY, "kind", "sign", "rank"]
+    rows = rows.sort_values(order, ascending=[True, True, True, False, True])
+    for layer, latent, kind, sign, token, value in rows[
+        [*KEY, "kind", "sign", "token", "value"]
+    ].itertuples(index=False, name=None):
+        tokens, values = lists.setdefault((layer, latent, kind, sign), ([], []))
+        if len(tokens) < PROMOTED:
+            tokens.extend(texts([token_text(int(token))]))
+            values.append(number(value))
+    found: dict[tuple[int, int], list[list[Any]]] = {}
+    for (layer, latent, kind, sign), (tokens, values) in lists.items():
+        found.setdefault((layer, latent), []).append([kind, int(sign), tokens, values])
+    return found
 
 
-def _promoted(rows: pd.DataFrame | None, token_text: Callable[[int], str]) -> list[list[Any]]:
-    """Return lists of kind, sign, tokens, values."""
-    if rows is None:
-        return []
-    found = []
-    for (kind, sign), group in rows.groupby(["kind", "sign"]):
-        first = group.sort_values("rank").head(PROMOTED)
-        tokens = texts(token_text(int(token)) for token in first["token"])
-        found.append([kind, int(sign), tokens, numbers(first["value"])])
-    return sorted(found, key=lambda item: (item[0], -item[1]))
-
-
-def _histogram(values: np.ndarray) -> dict[str, Any]:
-    counts, edges = np.histogram(values, BINS, range=(0, float(values.max())))
-    return {"counts": counts.tolist(), "top": number(edges[-1])}
+def _histograms(activations: pd.DataFrame) -> dict[tuple[int, int], dict[str, Any]]:
+    """Return by latent the counts of its activations in bins from 0 to the largest."""
+    ordered = activations.sort_values(KEY, kind="stable")
+    keys, values = ordered[KEY].to_numpy(), ordered["activation"].to_numpy(float)
+    starts = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]).any(axis=1)]) if len(keys) else []
+    found = {}
+    for start, stop in zip(starts, [*starts[1:], len(keys)], strict=True):
+        counts, edges = np.histogram(
+            values[start:stop], BINS, range=(0, float(values[start:stop].max()))
+        )
+        layer, latent = keys[start].tolist()
+        found[layer, latent] = {"counts": counts.tolist(), "top": number(edges[-1])}
+    return found

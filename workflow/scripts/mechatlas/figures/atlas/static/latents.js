@@ -60,7 +60,7 @@ pages.latent = async ([model, source, dictionary, place]) => {
       ...words.map((entry) => el("article", { class: "words" }, el("p", { class: "said" }, entry.text || "Not explained."), el("p", { class: "note" }, `explainer ${entry.explainer}`),
         el("p", {}, "Correlation of predicted and true activation ", el("b", {}, interval(entry.correlation)), `. ${missing(entry.advantage[0]) ? "" : `${interval(entry.advantage)} above the closest control (${CONTROLS[entry.control] || entry.control}).`}`),
         fold("all scores, beside those of explanations that should fail", scoreTable(own.scores[entry.explainer] || {})))),
-      el("h2", {}, "Examples"), el("p", { class: "note" }, "Shading: activation as a share of the largest; the ", el("span", { class: "query" }, "framed"), " token is the example."), (own.examples || []).map((example) => latentExample(example, own.max)),
+      el("h2", {}, "Examples"), el("p", { class: "note" }, "Shading: activation as a share of the largest; the ", el("span", { class: "query" }, "framed"), " token is the example."), own.examples.map((example) => latentExample(example, own.max)),
       el("div", { class: "columns" },
         own.histogram ? el("div", {}, el("h3", {}, "How strongly it is active"), histogram(own.histogram)) : null,
         own.promoted.length ? el("div", {}, el("h3", {}, "What it does to the output"), promoted(own.promoted)) : null,
