@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,13 +61,25 @@ class Size:
 GPT2 = Size(layers=12, heads=12, latents=3072, explained=40, windows=64, length=128, events=24)
 
 
-def write_world(folder: Path, size: Size, name: str = "tiny") -> Path:
-    """Write ``folder/results`` and the atlas of it; return the page."""
+def write_world(folder: Path, models: Mapping[str, Size]) -> Path:
+    """Write ``folder/results`` of these models and the atlas of them; return the page."""
     import render_atlas
-    import tabulate_heads
 
     results, tokenizer = folder / "results", _tokenizer(folder / "tokenizer")
-    place = results / name
+    for name, size in models.items():
+        _model(results / name, size)
+    entry = {
+        "path": str(tokenizer), "bos": "<bos>", "sources": [SOURCE], "tasks": TASKS,
+        "dictionaries": [[SOURCE, DICTIONARY]], "graphs": [[SOURCE, "clt", "ioi"]],
+    }  # fmt: skip
+    atlas = results / "report" / "atlas"
+    render_atlas.main(str(results), dict.fromkeys(models, entry), ["0000"], 0, str(atlas))
+    return atlas / "index.html"
+
+
+def _model(place: Path, size: Size) -> None:
+    import tabulate_heads
+
     _heads(place / SOURCE, size)
     _latents(place / SOURCE / "latents" / DICTIONARY, size)
     write_circuits(place, tuple(TASKS), Graph(size.layers, size.heads, size.heads))
@@ -83,7 +96,7 @@ def write_world(folder: Path, size: Size, name: str = "tiny") -> Path:
         return [str(place / "tasks" / task / path) for task in TASKS]
 
     tabulate_heads.main(
-        summaries=[str(place / SOURCE / "heads" / "summary.csv")], sources=[SOURCE], name=name,
+        summaries=[str(place / SOURCE / "heads" / "summary.csv")], sources=[SOURCE], name=place.name,
         roles=of("roles/heads.parquet"), nodes=of("nodes/effects.parquet"), patching=of("patching/effects.parquet"),
         ov=of("lens/ov.parquet"), ov_members=of("lens/ov_members.parquet"), qk_members=of("lens/qk_members.parquet"),
         circuits=of("nodes/circuit.json"), least_harmful=of("nodes/least_harmful.json"),
@@ -99,13 +112,6 @@ def write_world(folder: Path, size: Size, name: str = "tiny") -> Path:
         }
     )  # fmt: skip
     write_table(place / "written_latents.parquet", written, FACTS)
-    entry = {
-        "path": str(tokenizer), "bos": "<bos>", "sources": [SOURCE], "tasks": TASKS,
-        "dictionaries": [[SOURCE, DICTIONARY]], "graphs": [[SOURCE, "clt", "ioi"]],
-    }  # fmt: skip
-    atlas = results / "report" / "atlas"
-    render_atlas.main(str(results), {name: entry}, ["0000"], 0, str(atlas))
-    return atlas / "index.html"
 
 
 def _tokenizer(folder: Path) -> Path:

@@ -57,18 +57,17 @@ pages.search = async ([query = ""]) => {
 function startSearch() {
   const field = document.getElementById("query");
   let timer = null;
-  const ask = () => {
-    const query = field.value.trim();
-    if (here().parts[0] === "search") {
-      history.replaceState(null, "", address(["search", query].filter(Boolean)));
-      show();
-    } else if (query) location.hash = address(["search", query]);
+  const ask = async () => {
+    clearTimeout(timer);
+    const query = field.value.trim(), at = here().parts, searching = at[0] === "search";
+    if ((!query && !searching) || (searching && (at[1] || "") === query)) return;
+    history[searching ? "replaceState" : "pushState"](null, "", address(["search", query].filter(Boolean)));
+    await show();
   };
   field.addEventListener("input", () => (clearTimeout(timer), (timer = setTimeout(ask, 120))));
-  document.getElementById("find").addEventListener("submit", (event) => {
+  document.getElementById("find").addEventListener("submit", async (event) => {
     event.preventDefault();
-    clearTimeout(timer);
-    ask();
+    await ask();
     main.querySelector("a.hit")?.focus();
   });
 }
