@@ -118,8 +118,8 @@ function curvePart(own, details) {
   const random = control.length ? [{ name: "random circuits of the same size", type: "scatter", symbol: "diamond", symbolSize: 7, itemStyle: { color: CONTROL_COLOUR, opacity: 0.6 }, data: control.map((x) => [size, x]) }] : [];
   return el("div", {},
     el("p", { class: "note" }, "Score on held-out prompts, in percent of the whole model's, as parts are removed one after the other (from right to left), each with its interval. Diamonds: random circuits with as many heads in each layer as the circuit that was found."),
-    chart(() => ({
-      grid: { left: 60, right: 20, top: 46, bottom: 50 }, legend: { top: 0, itemGap: 22, data: [...procedures.map((p) => p.replaceAll("_", " ")), ...random.map((r) => r.name)], textStyle: { color: variable("--ink") } },
+    chart((drawn) => ({
+      grid: { left: 60, right: 20, top: drawn.getWidth() < 600 ? 76 : 46, bottom: 50 }, legend: { top: 0, itemGap: 22, data: [...procedures.map((p) => p.replaceAll("_", " ")), ...random.map((r) => r.name)], textStyle: { color: variable("--ink") } },
       tooltip: { ...common().tooltip, formatter: (p) => `${p.seriesName}\n${p.value[0]} heads and MLPs: ${p.value.length > 2 ? interval(p.value.slice(1), 0, " %") : `${fixed(p.value[1], 0)} %`}` },
       xAxis: axis("heads and MLPs that are kept"), yAxis: axis("% of the score", { nameGap: 40 }), series: [...lines, ...random],
     }), { label: "faithfulness of circuits by size, with random circuits" }));

@@ -47,4 +47,6 @@ function interval(entry, digits = 2, unit = "") {
 
 const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 const chance = (p) => (missing(p) ? "–" : p < 0.001 ? "< 0.001" : fixed(p, 3));
+// A control beside its p: "0.43 (0.247)".
+const against = (value, p, digits = 2) => (missing(value) ? "–" : `${fixed(value, digits)} (${chance(p)})`);
 const variable = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import save_file
 
-TESTS = Path(__file__).resolve().parents[1]
+TESTS = Path(__file__).resolve().parent
 sys.path[:0] = [str(TESTS / "unit"), str(TESTS.parent / "workflow" / "scripts")]
 
 from fake_circuits import write_circuits  # noqa: E402
@@ -56,6 +56,8 @@ class Size:
     windows: int = 24
     length: int = 24
     events: int = 12
+    #: Without tasks, dictionaries and graphs.
+    bare: bool = False
 
 
 GPT2 = Size(layers=12, heads=12, latents=3072, explained=40, windows=64, length=128, events=24)
@@ -68,12 +70,16 @@ def write_world(folder: Path, models: Mapping[str, Size]) -> Path:
     results, tokenizer = folder / "results", _tokenizer(folder / "tokenizer")
     for name, size in models.items():
         _model(results / name, size)
-    entry = {
-        "path": str(tokenizer), "bos": "<bos>", "sources": [SOURCE], "tasks": TASKS,
-        "dictionaries": [[SOURCE, DICTIONARY]], "graphs": [[SOURCE, "clt", "ioi"]],
+    entries = {
+        name: {
+            "path": str(tokenizer), "bos": "<bos>", "sources": [SOURCE], "tasks": {} if size.bare else TASKS,
+            "dictionaries": [] if size.bare else [[SOURCE, DICTIONARY]],
+            "graphs": [] if size.bare else [[SOURCE, "clt", "ioi"]],
+        }
+        for name, size in models.items()
     }  # fmt: skip
     atlas = results / "report" / "atlas"
-    render_atlas.main(str(results), dict.fromkeys(models, entry), ["0000"], 0, str(atlas))
+    render_atlas.main(str(results), entries, ["0000"], 0, str(atlas))
     return atlas / "index.html"
 
 
@@ -92,19 +98,23 @@ def _model(place: Path, size: Size) -> None:
     write_json(graphs / "ioi.summary.json", summary, FACTS)
     (graphs / "ioi.html").write_text("<!DOCTYPE html><title>graph</title><h1>a graph</h1>")
 
+    tasks = {} if size.bare else TASKS
+
     def of(path: str) -> list[str]:
-        return [str(place / "tasks" / task / path) for task in TASKS]
+        return [str(place / "tasks" / task / path) for task in tasks]
 
     tabulate_heads.main(
         summaries=[str(place / SOURCE / "heads" / "summary.csv")], sources=[SOURCE], name=place.name,
         roles=of("roles/heads.parquet"), nodes=of("nodes/effects.parquet"), patching=of("patching/effects.parquet"),
         ov=of("lens/ov.parquet"), ov_members=of("lens/ov_members.parquet"), qk_members=of("lens/qk_members.parquet"),
         circuits=of("nodes/circuit.json"), least_harmful=of("nodes/least_harmful.json"),
-        edge_circuits=of("edges/circuit.json"), weights=[], latent_tables=[], model="", tasks=TASKS, dictionaries=[],
+        edge_circuits=of("edges/circuit.json"), weights=[], latent_tables=[], model="", tasks=tasks, dictionaries=[],
         thresholds={"attention": 0.3, "effect": 0.05}, draws=50, confidence=0.95, seed=0,
         table=str(place / "cross_table.parquet"), written=str(place / "written_latents.parquet"),
         agreement=str(place / "agreement.json"),
     )  # fmt: skip
+    if size.bare:
+        return
     written = pd.DataFrame(
         {
             "dictionary": f"{SOURCE}/{DICTIONARY}", "component": "L0.H0", "layer": 0, "head": 0, "rank": 1,
