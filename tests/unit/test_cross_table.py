@@ -10,7 +10,14 @@ from sklearn.metrics import cohen_kappa_score
 
 from mechatlas.io import read_json, read_table, rng_for
 from mechatlas.models.transformer import load
-from mechatlas.score.agreement import Draws, cohens_kappa, mean_difference, shuffled, with_control
+from mechatlas.score.agreement import (
+    Draws,
+    Resamples,
+    cohens_kappa,
+    mean_difference,
+    shuffles,
+    with_control,
+)
 from mechatlas.score.behaviours import BEHAVIOURS, says_idle, stated_share, word_class
 from mechatlas.score.cross_table import (
     TaskFiles,
@@ -58,19 +65,33 @@ def test_class_of_words_is_what_most_is_said_of() -> None:
 
 def test_kappa_is_that_of_scikit_learn() -> None:
     rng = np.random.default_rng(0)
-    for _ in range(20):
-        first, second = rng.random((2, 40)) < rng.random((2, 1))
-        assert cohens_kappa(first, second) == pytest.approx(cohen_kappa_score(first, second))
-    assert np.isnan(cohens_kappa(np.ones(4, bool), np.ones(4, bool)))
-    assert np.isnan(mean_difference(np.zeros(4, bool), np.arange(4.0)))
+    first, second = rng.random((2, 20, 40)) < rng.random((2, 20, 1))
+    expected = [cohen_kappa_score(a, b) for a, b in zip(first, second, strict=True)]
+    np.testing.assert_allclose(cohens_kappa(first, second), expected)
+    assert np.isnan(cohens_kappa(np.ones((1, 4), bool), np.ones((1, 4), bool)))
+    wide = cohens_kappa(first.reshape(20, 10, 4), second.reshape(20, 10, 4))
+    np.testing.assert_allclose(wide, expected)
+
+
+def test_mean_difference_is_that_of_two_means() -> None:
+    rng = np.random.default_rng(0)
+    named, values = rng.random((5, 12)) < 0.4, rng.standard_normal((5, 12))
+    expected = [v[n].mean() - v[~n].mean() for n, v in zip(named, values, strict=True)]
+    np.testing.assert_allclose(mean_difference(named, values), expected)
+    assert np.isnan(mean_difference(np.zeros((1, 4), bool), np.ones((1, 4))))
 
 
 def test_permutations_stay_within_their_groups_and_move() -> None:
-    groups = np.array([0, 1, 0, 1, 0, 0, 1])
-    orders = [shuffled(groups, np.random.default_rng(i)) for i in range(30)]
-    for order in orders:
-        assert (groups[order] == groups).all() and sorted(order) == list(range(7))
-    assert len({tuple(order) for order in orders}) > 10
+    groups = np.array([0, 7, 0, 7, 0, 0, 7])
+    orders = shuffles(groups, 4000, np.random.default_rng(0))
+    assert (groups[orders] == groups).all() and (np.sort(orders, axis=1) == np.arange(7)).all()
+    counts = np.unique(orders, axis=0, return_counts=True)[1]
+    assert len(counts) == 24 * 6 and counts.max() < 3 * counts.mean()
+
+
+def control(layers: np.ndarray, first: np.ndarray, second: np.ndarray, seed: int = 0) -> dict:
+    resamples = Resamples(layers, Draws(300, 0.95), rng_for(seed, "test"))
+    return with_control(cohens_kappa, first, second, resamples)
 
 
 def test_control_tells_heads_from_layers() -> None:
@@ -78,23 +99,21 @@ def test_control_tells_heads_from_layers() -> None:
     layers = np.repeat(np.arange(6), 8)
     by_layer = layers == 2
     by_head = np.random.default_rng(1).random(48) < 0.4
-    draws = Draws(300, 0.95)
-    first = with_control(cohens_kappa, by_layer, by_layer, layers, draws, rng_for(0, "a"))
+    first = control(layers, by_layer, by_layer)
     assert first["value"] == 1 and first["permuted"] == 1 and first["p"] == 1
     assert abs(first["permuted_anywhere"]) < 0.1 and first["p_anywhere"] == 1 / 301
-    second = with_control(cohens_kappa, by_head, by_head, layers, draws, rng_for(0, "b"))
+    second = control(layers, by_head, by_head)
     assert second["value"] == 1 and second["p"] == 1 / 301 and abs(second["permuted"]) < 0.25
     assert second["low"] == second["high"] == 1
 
 
 def test_chance_agreement_is_not_significant_too_often() -> None:
     layers = np.repeat(np.arange(4), 10)
-    ps = []
-    for seed in range(60):
-        rng = np.random.default_rng(seed)
-        said, seen = rng.random((2, 40)) < 0.4
-        ps.append(with_control(cohens_kappa, said, seen, layers, Draws(60, 0.9), rng)["p"])
-    assert np.mean(np.array(ps) <= 0.1) < 0.2
+    said, seen = np.random.default_rng(0).random((2, 200, 40)) < 0.4
+    ps = [
+        control(layers, *pair, seed)["p"] for seed, pair in enumerate(zip(said, seen, strict=True))
+    ]
+    assert np.mean(np.array(ps) <= 0.1) < 0.17
 
 
 def test_latents_that_heads_write_to_are_those_of_the_whole_matrix() -> None:

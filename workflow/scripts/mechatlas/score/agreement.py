@@ -31,45 +31,88 @@ class Draws:
     confidence: float
 
 
-def cohens_kappa(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the agreement of two yes-or-no ratings beyond chance (Cohen 1960), over all entries of two arrays.
+class Resamples:
+    """Which heads stand in for which: bootstrap samples of heads, and permutations within layers and over all.
+
+    Parameters
+    ----------
+    layers : int array [heads]
+    draws : Draws
+    rng : numpy Generator
+
+    Attributes
+    ----------
+    bootstrap, within, anywhere : int array [draws.count, heads]
+    """
+
+    def __init__(self, layers: np.ndarray, draws: Draws, rng: np.random.Generator) -> None:
+        shape = (draws.count, len(layers))
+        self.confidence = draws.confidence
+        self.bootstrap = rng.integers(0, max(len(layers), 1), shape)
+        self.within = shuffles(layers, draws.count, rng)
+        self.anywhere = shuffles(np.zeros(len(layers), int), draws.count, rng)
+
+
+def shuffles(groups: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Return permutations of places that keep each within its group, int [count, places]."""
+    order = np.empty((count, len(groups)), int)
+    _, codes = np.unique(groups, return_inverse=True)
+    # Sorted by group and at random within it, put where the groups are.
+    order[:, np.argsort(codes, kind="stable")] = np.argsort(codes + rng.random(order.shape), axis=1)
+    return order
+
+
+def cohens_kappa(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the agreement of two yes-or-no ratings beyond chance (Cohen 1960), for each replicate.
+
+    Parameters
+    ----------
+    first, second : bool array [replicates, ...]
 
     Returns
     -------
-    float
+    float array [replicates]
         1 where they are equal, 0 at what their shares of yes alone give; NaN if both are all yes or all no.
     """
-    said, shown = first.mean(), second.mean()
+    first, second = (x.reshape(len(x), -1) for x in np.broadcast_arrays(first, second))
+    said, shown = first.mean(1), second.mean(1)
     chance = said * shown + (1 - said) * (1 - shown)
-    return float(((first == second).mean() - chance) / (1 - chance)) if chance < 1 else float("nan")
+    with np.errstate(invalid="ignore"):
+        return np.where(chance < 1, ((first == second).mean(1) - chance) / (1 - chance), np.nan)
 
 
-def mean_difference(named: np.ndarray, values: np.ndarray) -> float:
-    """Return the mean of the values where ``named`` minus that elsewhere; NaN if either is nowhere."""
-    if not named.any() or named.all():
-        return float("nan")
-    return float(values[named].mean() - values[~named].mean())
+def mean_difference(named: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return the mean of the values where ``named`` minus that elsewhere, for each replicate.
+
+    Parameters
+    ----------
+    named : bool array [replicates, heads]
+    values : float array [replicates, heads]
+
+    Returns
+    -------
+    float array [replicates]
+        NaN if all or none are named.
+    """
+    named, values = np.broadcast_arrays(named, values)
+    with np.errstate(invalid="ignore"):
+        return (named * values).sum(1) / named.sum(1) - (~named * values).sum(1) / (~named).sum(1)
 
 
 def with_control(
-    statistic: Callable[[np.ndarray, np.ndarray], float],
+    statistic: Callable[[np.ndarray, np.ndarray], np.ndarray],
     words: np.ndarray,
     facts: np.ndarray,
-    layers: np.ndarray,
-    draws: Draws,
-    rng: np.random.Generator,
+    resamples: Resamples,
 ) -> dict[str, float | int | None]:
     """Compute a statistic of words and facts about heads, its interval, and its control.
 
     Parameters
     ----------
     statistic : callable
-        Of (words, facts).
+        Of words and facts [replicates, heads, ...], to [replicates].
     words, facts : array [heads, ...]
-        Rows are heads.
-    layers : int array [heads]
-    draws : Draws
-    rng : numpy Generator
+    resamples : Resamples
 
     Returns
     -------
@@ -78,29 +121,13 @@ def with_control(
         ``p`` (share of these, the true assignment included, that reach the value); ``permuted_anywhere`` and
         ``p_anywhere`` likewise over all heads; ``heads``. Missing numbers are None.
     """
-    value = statistic(words, facts)
-    count = len(words)
-    resampled = [value]
-    for _ in range(draws.count):
-        chosen = rng.integers(0, count, count)
-        resampled.append(statistic(words[chosen], facts[chosen]))
-    low, high = interval(np.array(resampled), draws.confidence)
-    found: dict[str, float | None] = {"value": value, "low": low, "high": high}
-    for suffix, groups in (("", layers), ("_anywhere", np.zeros(count))):
-        drawn = np.array(
-            [statistic(words[shuffled(groups, rng)], facts) for _ in range(draws.count)]
-        )
-        found |= _control(value, drawn, suffix)
-    return {k: _number(v) for k, v in found.items()} | {"heads": count}
-
-
-def shuffled(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return a permutation of places that keeps each within its group."""
-    order = np.arange(len(groups))
-    for group in np.unique(groups):
-        places = np.flatnonzero(groups == group)
-        order[places] = rng.permutation(places)
-    return order
+    value = statistic(words[None], facts[None])
+    drawn = statistic(words[resamples.bootstrap], facts[resamples.bootstrap])
+    low, high = interval(np.concatenate([value, drawn]), resamples.confidence)
+    found: dict[str, float] = {"value": value[0], "low": low, "high": high}
+    for suffix, orders in (("", resamples.within), ("_anywhere", resamples.anywhere)):
+        found |= _control(value[0], statistic(words[orders], facts[None]), suffix)
+    return {k: _number(v) for k, v in found.items()} | {"heads": len(words)}
 
 
 def _control(value: float, drawn: np.ndarray, suffix: str) -> Mapping[str, float]:
@@ -111,5 +138,5 @@ def _control(value: float, drawn: np.ndarray, suffix: str) -> Mapping[str, float
     return {f"permuted{suffix}": finite.mean(), f"p{suffix}": (reached + 1) / (len(finite) + 1)}
 
 
-def _number(value: float | None) -> float | None:
-    return None if value is None or not np.isfinite(value) else float(value)
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

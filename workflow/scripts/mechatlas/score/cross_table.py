@@ -14,7 +14,13 @@ import numpy as np
 import pandas as pd
 
 from mechatlas.io import read_json, read_table, rng_for
-from mechatlas.score.agreement import Draws, cohens_kappa, mean_difference, with_control
+from mechatlas.score.agreement import (
+    Draws,
+    Resamples,
+    cohens_kappa,
+    mean_difference,
+    with_control,
+)
 from mechatlas.score.behaviours import BEHAVIOURS, says_idle, stated_share, word_class
 
 KEY = ["component", "layer", "head"]
@@ -263,15 +269,11 @@ def _compare(
 ) -> dict[str, Any]:
     if not tasks or rows.empty:
         return {"kappa": None, "behaviours": {}, "causes": [], "idle": None}
-    layers = rows["layer"].to_numpy()
     said = _marks(rows, "says", thresholds)
     seen = _marks(rows, "shows", thresholds)
-
-    def test(statistic: Any, words: np.ndarray, facts: np.ndarray, what: str) -> dict[str, Any]:
-        return with_control(statistic, words, facts, layers, draws, rng_for(*names, what))
-
+    resamples = Resamples(rows["layer"].to_numpy(), draws, rng_for(*names))
     behaviours = {
-        name: test(cohens_kappa, said[:, i], seen[:, i], name)
+        name: with_control(cohens_kappa, said[:, i], seen[:, i], resamples)
         | {
             "named": int(said[:, i].sum()),
             "shown": int(seen[:, i].sum()),
@@ -281,7 +283,7 @@ def _compare(
     }
     causes = [
         {"behaviour": name, "task": task.name, "named": int(said[:, i].sum())}
-        | test(mean_difference, said[:, i], _drops(rows, task.name), f"{name} {task.name}")
+        | with_control(mean_difference, said[:, i], _drops(rows, task.name), resamples)
         for i, (name, behaviour) in enumerate(BEHAVIOURS.items())
         for task in tasks
         if task.kind in behaviour.needed_by
@@ -289,10 +291,10 @@ def _compare(
     worst = np.max([np.abs(_drops(rows, task.name)) for task in tasks], axis=0)
     idle = rows["says_idle"].to_numpy(bool)
     return {
-        "kappa": test(cohens_kappa, said, seen, "all"),
+        "kappa": with_control(cohens_kappa, said, seen, resamples),
         "behaviours": behaviours,
         "causes": causes,
-        "idle": test(mean_difference, ~idle, worst, "idle") | {"named": int(idle.sum())},
+        "idle": with_control(mean_difference, ~idle, worst, resamples) | {"named": int(idle.sum())},
     }
 
 
