@@ -83,7 +83,7 @@ rule render_atlas:
         runtime=minutes(20),
         gpu=0,
     params:
-        results="results",
+        results=lambda wildcards: "results",
         models=atlas_models(),
         chunks=CHUNKS,
         seed=config["seed"],
