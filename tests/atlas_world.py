@@ -74,6 +74,7 @@ def write_world(folder: Path, models: Mapping[str, Size]) -> Path:
         name: {
             "path": str(tokenizer), "bos": "<bos>", "sources": [SOURCE], "tasks": {} if size.bare else TASKS,
             "dictionaries": [] if size.bare else [[SOURCE, DICTIONARY]],
+            "transcoders": [] if size.bare else [[SOURCE, "clt"]],
             "graphs": [] if size.bare else [[SOURCE, "clt", "ioi"]],
         }
         for name, size in models.items()
@@ -96,6 +97,7 @@ def _model(place: Path, size: Size) -> None:
     scores = {"replacement": 0.66, "completeness": 0.89}
     summary = {"prompt": HOSTILE[0], "kept_nodes": 110, "kept_edges": 1281, "scores": scores}
     write_json(graphs / "ioi.summary.json", summary, FACTS)
+    _features(graphs.parent, size)
     (graphs / "ioi.html").write_text("<!DOCTYPE html><title>graph</title><h1>a graph</h1>")
 
     tasks = {} if size.bare else TASKS
@@ -194,6 +196,21 @@ def _heads(place: Path, size: Size) -> None:
         {"id": i, "label": HOSTILE[0], "medoid": names[i], "units": names[i::2]} for i in (0, 1)
     ]
     write_json(place / "heads/clusters.json", {"clusters": clusters}, FACTS)
+
+
+def _features(place: Path, size: Size) -> None:
+    rng = rng_for(0, "fake features of the atlas")
+    layer, feature = (x.ravel() for x in np.indices((size.layers, size.latents)))
+    numbers = {n: rng.random(len(layer)) for n in ("density", "mean_active", "max", "decoder_norm")}
+    table = pd.DataFrame({"layer": layer, "feature": feature, **numbers})
+    table.loc[table["feature"] == 1, ["density", "mean_active"]] = [0.0, np.nan]
+    write_table(place / "features.parquet", table, FACTS)
+    examples = table.loc[table.index.repeat(3), ["layer", "feature"]].reset_index(drop=True)
+    examples["rank"] = examples.index % 3
+    examples["window"] = rng.integers(0, size.windows, len(examples))
+    examples["position"] = rng.integers(1, size.length, len(examples))
+    examples["activation"] = 3.0 - examples["rank"]
+    write_table(place / "examples.parquet", examples, FACTS)
 
 
 def _latents(place: Path, size: Size) -> None:

@@ -36,6 +36,8 @@ VIEWS = {
     "circuit": "#/tiny/circuit/ioi",
     "latents": "#/tiny/latents/wiki/resid",
     "latent": "#/tiny/latent/wiki/resid/0.1",
+    "features": "#/tiny/features/wiki/clt",
+    "feature": "#/tiny/feature/wiki/clt/1.2",
     "graphs": "#/tiny/graphs",
     "agreement": "#/tiny/agreement",
     "search": "#/search/zebrafish",
@@ -288,7 +290,7 @@ def test_circuit_draws_every_edge_and_its_inputs(reader: Reader) -> None:
         " return [o.series[0].links.length, new Set(o.series[0].links.map((l) => l.lineStyle.color)).size]; }"
     )
     edges = page.evaluate("ATLAS.data.get('tiny/task-ioi').edges")
-    assert drawn[0] == min(len(edges), 400) and drawn[1] >= 4
+    assert drawn[0] == min(len(edges), 200) and drawn[1] >= 4
     page.locator("summary", has_text="edges as a table").click()
     assert page.locator("table:has(caption:text('edges of the circuit')) tbody tr").count() == min(
         60, len(edges)

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from atlas_world import HOSTILE, SOURCE, TASKS, Size, write_world
+from atlas_world import HOSTILE, SOURCE, TASKS, VOCABULARY, Size, write_world
 from fake_heads import write_results
 
 from mechatlas.figures.atlas.build import SCRIPTS
-from mechatlas.figures.atlas.data import number, prefer_test, score_tree
+from mechatlas.figures.atlas.data import number, prefer_test, score_tree, texts
 from mechatlas.figures.atlas.examples import MOST_KEYS, strongest_queries
 from mechatlas.figures.examples import top_examples
 from mechatlas.io import read_arrays, read_json, read_table
@@ -164,6 +164,23 @@ def test_scores_become_a_tree_with_reasons() -> None:
     assert tree == {
         (3,): {"programs": {"iou": {"none": [0.1235, 0.1, 0.2]}, "auc": {"none": "too few events"}}}
     }
+
+
+def test_features_that_write_most_are_listed_with_their_examples(world: Path) -> None:
+    rows = data(world, f"tiny/{SOURCE}/transcoder-clt")
+    table = read_table(world / "tiny" / SOURCE / "transcoders/clt/features.parquet")
+    alive = table[table["density"] > 0]
+    assert len(rows) == len(alive) == 3 * 39
+    written = alive["density"] * alive["mean_active"] * alive["decoder_norm"]
+    first = alive.loc[written[alive["layer"] == 1].idxmax()]
+    top = next(row for row in rows if row["layer"] == 1)
+    assert top["unit"] == f"L1/F{first['feature']:.0f}"
+    assert [example["value"] for example in top["examples"]] == [3, 2, 1]
+    windows = read_table(world / "tiny" / SOURCE / "windows.parquet").set_index("window")["tokens"]
+    examples = read_table(world / "tiny" / SOURCE / "transcoders/clt/examples.parquet")
+    where = examples[(examples["layer"] == 1) & (examples["feature"] == first["feature"])].iloc[0]
+    token = texts([VOCABULARY[windows[int(where["window"])][int(where["position"])]]])[0]
+    assert top["examples"][0]["tokens"][top["examples"][0]["at"]].strip() == token.strip()
 
 
 def test_latents_are_listed_by_importance_with_their_words(world: Path) -> None:

@@ -65,7 +65,7 @@ rule render_atlas:
         ),
         task_files=for_tasks(*ATLAS_OF_TASKS),
         latents_files=for_each_dictionary(*(f"{LATENTS}/{file}" for file in ATLAS_OF_LATENTS)),
-        graphs_files=graph_summaries(),
+        transcoders_files=atlas_of_transcoders(),
         tables_files=tables_of_heads(),
         tokenizers_files=all_tokenizers(),
         static_files=atlas_files(),

@@ -805,12 +805,18 @@ def graph_names():
     ]
 
 
-def graph_summaries():
-    """What is said of each attribution graph."""
-    return [
-        f"results/{model}/{source}/transcoders/{transcoder}/graphs/{graph}.summary.json"
-        for model, source, transcoder, graph in graph_names()
+def atlas_of_transcoders():
+    """The features of each transcoder, and what is said of each attribution graph."""
+    folder = "results/{}/{}/transcoders/{}"
+    features = [
+        f"{folder.format(model, source, name)}/{file}.parquet"
+        for model in MODELS
+        for source in SOURCES
+        for name in transcoders_of(model, source)
+        for file in ("features", "examples")
     ]
+    graphs = [f"{folder.format(*p)}/graphs/{graph}.summary.json" for *p, graph in graph_names()]
+    return features + graphs
 
 
 def all_tokenizers():
@@ -834,6 +840,7 @@ def atlas_models():
             "sources": SOURCES,
             "tasks": task_kinds(Names(model=model)),
             "dictionaries": places_of(model),
+            "transcoders": [[s, name] for s in SOURCES for name in transcoders_of(model, s)],
             "graphs": [list(place[1:]) for place in graph_names() if place[0] == model],
         }
         for model in MODELS

@@ -14,6 +14,7 @@ from typing import Any
 
 from mechatlas.figures.atlas import heads as head_data
 from mechatlas.figures.atlas.data import number, write_data
+from mechatlas.figures.atlas.features import write_features
 from mechatlas.figures.atlas.latents import write_latents
 from mechatlas.figures.atlas.tasks import task_summary, write_task
 from mechatlas.figures.examples import WindowTexts
@@ -24,7 +25,7 @@ from mechatlas.models.tokenizer import load_tokenizer
 #: The parts of the script, in the order in which they need each other.
 SCRIPTS = (
     *("base", "scales", "measures", "tables", "examples", "map", "head", "agreement", "circuit"),
-    *("latents", "graphs", "search", "home", "keys", "start"),
+    *("latents", "features", "graphs", "search", "home", "keys", "start"),
 )
 LIBRARY = ("echarts.min.js", "LICENSE", "NOTICE")
 POLICY = "default-src 'none'; script-src 'unsafe-inline' 'self' file:; style-src 'unsafe-inline'; img-src data: blob:"
@@ -44,6 +45,7 @@ class ModelEntry:
         Task -> kind.
     dictionaries : sequence of (source, dictionary)
         Whose latents are explained.
+    transcoders : sequence of (source, transcoder)
     graphs : sequence of (source, transcoder, graph)
     """
 
@@ -52,6 +54,7 @@ class ModelEntry:
     sources: Sequence[str]
     tasks: Mapping[str, str] = field(default_factory=dict)
     dictionaries: Sequence[Sequence[str]] = ()
+    transcoders: Sequence[Sequence[str]] = ()
     graphs: Sequence[Sequence[str]] = ()
 
 
@@ -138,14 +141,25 @@ def _write_model(
     for task, kind in entry.tasks.items():
         tasks[task] = task_summary(place / "tasks" / task, task, kind, table)
         write_task(folder, name, task, place / "tasks" / task)
+    texts = {
+        s: WindowTexts(read_table(p / "windows.parquet"), tokenizer) for s, p in sources.items()
+    }
     dictionaries = [
         write_latents(
             *(folder, name, source, dictionary),
             sources[source] / "latents" / dictionary,
-            WindowTexts(read_table(sources[source] / "windows.parquet"), tokenizer),
+            texts[source],
             lambda token: tokenizer.strings([token])[0],
         )
         for source, dictionary in entry.dictionaries
+    ]
+    transcoders = [
+        write_features(
+            *(folder, name, source, transcoder),
+            sources[source] / "transcoders" / transcoder,
+            texts[source],
+        )
+        for source, transcoder in entry.transcoders
     ]
     record = read_json(place / "agreement.json")
     core = {
@@ -158,6 +172,7 @@ def _write_model(
         "written": head_data.written(read_table(place / "written_latents.parquet")),
         "tasks": tasks,
         "dictionaries": dictionaries,
+        "transcoders": transcoders,
         "graphs": [_graph(results, here, name, *graph) for graph in entry.graphs],
         **{key: record[key] for key in ("thresholds", "draws", "confidence")},
         **{key: record[key] for key in ("agreement", "disagreements")},
@@ -167,7 +182,8 @@ def _write_model(
     return {
         **{"model": name, "layers": layers, "heads": count, "sources": list(entry.sources)},
         "tasks": list(entry.tasks),
-        "dictionaries": [[d["source"], d["dictionary"]] for d in dictionaries],
+        "dictionaries": [list(place) for place in entry.dictionaries],
+        "transcoders": [list(place) for place in entry.transcoders],
         "graphs": len(entry.graphs),
     }
 

@@ -57,8 +57,8 @@ function graphOption(data, names, edges, style) {
       type: "graph", coordinateSystem: "cartesian2d", layout: "none", symbolSize: names.length > 60 ? 12 : 26,
       edgeSymbol: ["none", "arrow"], edgeSymbolSize: edges.length > 400 ? 3 : 7, emphasis: { focus: "adjacency", lineStyle: { opacity: 1 } },
       label: { show: names.length <= 60, fontSize: 10, position: "inside", formatter: (p) => p.data.short },
-      data: names.map((name) => ({ name, value: graphPlace(name, data), short: name.replace(/^L\d+\./, ""), ...(name.startsWith("L") ? {} : { symbol: "roundRect", symbolSize: [52, 22] }), ...style(name) })),
-      links: edges.map((e) => ({ source: e.source, target: e.target, said: e.said, lineStyle: { color: e.colour, width: 0.7 + 4 * Math.sqrt(Math.abs(e.score) / most), opacity: edges.length > 400 ? 0.35 : 0.75, curveness: e.curve ?? 0.12, type: e.score > 0 && e.helps === false ? "dashed" : "solid" } })),
+      data: names.map((name) => ({ name, value: graphPlace(name, data), short: name.replace(/^L\d+\./, ""), ...style(name), ...(name.startsWith("L") ? {} : { symbol: "roundRect", symbolSize: [52, 22], label: { show: true, color: variable("--ink") } }) })),
+      links: edges.map((e) => ({ source: e.source, target: e.target, said: e.said, lineStyle: { color: e.colour, width: 0.7 + 4 * Math.sqrt(Math.abs(e.score) / most), opacity: edges.length > 150 ? 0.4 : 0.75, curveness: e.curve ?? 0.12, type: e.score > 0 && e.helps === false ? "dashed" : "solid" } })),
     }],
   };
 }
@@ -70,7 +70,7 @@ function openNode(model) {
 function graphParts(model, data, task, details) {
   if (!details.edges.length) return [el("p", {}, "The circuit of edges is empty.")];
   const all = details.edges.map(([from, to, kind, score]) => ({ source: from, target: nodeOf(to), kind, score, helps: score < 0, colour: KIND_COLOURS[kind] || "#7f7f7f", curve: { q: 0.08, k: 0.16, v: 0.24 }[kind] ?? 0.12, said: `${from} → ${to}: ${score < 0 ? "helps" : "hurts"}, ${fixed(Math.abs(score), 3)}` }));
-  const state = { count: Math.min(all.length, 400) };
+  const state = { count: Math.min(all.length, 200) };
   const inside = new Set(data.tasks[task].circuit.nodes);
   const box = el("div"), said = el("output", {}, "");
   const draw = () => {

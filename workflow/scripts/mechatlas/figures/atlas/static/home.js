@@ -14,6 +14,7 @@ pages.home = async () => {
         el("li", {}, link(address([entry.model]), `map of its ${names.length} heads`)),
         entry.tasks.map((task) => el("li", {}, link(address([entry.model, "circuit", task]), `what carries ${task}`))),
         entry.dictionaries.map(([source, dictionary]) => el("li", {}, link(address([entry.model, "latents", source, dictionary]), `latents of ${dictionary} on ${source}`))),
+        entry.transcoders.map(([source, transcoder]) => el("li", {}, link(address([entry.model, "features", source, transcoder]), `features of ${transcoder} on ${source}`))),
         entry.graphs ? el("li", {}, link(address([entry.model, "graphs"]), `${entry.graphs} attribution graphs`)) : null,
         entry.tasks.length ? el("li", {}, link(address([entry.model, "agreement"]), "do words and causes agree?")) : null));
   }));

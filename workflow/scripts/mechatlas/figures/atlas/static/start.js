@@ -1,6 +1,6 @@
 // From an address to a page.
 
-const KINDS = { head: "head", agreement: "agreement", circuit: "circuit", latents: "latents", latent: "latent", graphs: "graphs" };
+const KINDS = { head: "head", agreement: "agreement", circuit: "circuit", latents: "latents", latent: "latent", features: "features", feature: "feature", graphs: "graphs" };
 
 function route({ parts, settings }) {
   const [first, kind, ...rest] = parts;
@@ -24,6 +24,7 @@ function drawTabs({ parts: [model, kind, ...rest] }) {
     tab("heads", [name], !kind || kind === "head"),
     entry.tasks.length && tab("circuits", [name, "circuit", kind === "circuit" ? rest[0] : entry.tasks[0]], kind === "circuit"),
     ...entry.dictionaries.map(([source, dictionary]) => tab(entry.dictionaries.length > 1 ? `latents: ${dictionary}, ${source}` : "latents", [name, "latents", source, dictionary], kind?.startsWith("latent") && rest[0] === source && rest[1] === dictionary)),
+    ...entry.transcoders.map(([source, transcoder]) => tab(entry.transcoders.length > 1 ? `features: ${transcoder}, ${source}` : "features", [name, "features", source, transcoder], kind?.startsWith("feature") && rest[0] === source && rest[1] === transcoder)),
     entry.graphs > 0 && tab("graphs", [name, "graphs"], kind === "graphs"),
     entry.tasks.length > 0 && tab("agreement", [name, "agreement"], kind === "agreement"),
   ].filter(Boolean));
