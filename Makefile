@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slurm test-faults lint checks format bench bench-gpu docs docs-numbers clean
+.PHONY: help install demo test test-slurm test-faults test-browser lint checks format bench bench-gpu docs docs-numbers clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
@@ -32,13 +32,18 @@ demo: $(STAMP) ## run the default workflow and print where the report is
 
 # A file's tests stay on one worker, which makes their shared fixtures once; those that run the workflow come first.
 test: checks ## the full test suite, lint included
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q --ignore=tests/slurm --ignore=tests/faults -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q --ignore=tests/slurm --ignore=tests/faults --ignore=tests/browser -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slurm: $(STAMP) ## real runs on a one-node SLURM that is started for it (needs root and Debian's SLURM packages)
 	$(BIN)/python -m pytest -q tests/slurm
 
 test-faults: $(STAMP) ## kills, damage, full disks: FAULTS=short (default, 3 minutes) or full (20 minutes), FAULTS_SEED=N
 	$(BIN)/python -m pytest -q tests/faults
+
+# Elsewhere than under a temporary folder, as these pictures are there to be looked at.
+test-browser: $(STAMP) ## the atlas in a real browser (needs chromium), with screenshots in results/screenshots
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/browser.txt
+	SCREENSHOTS=results/screenshots $(BIN)/python -m pytest -q -rs tests/browser
 
 lint: checks ## snakemake --lint, snakefmt, ruff, rule hygiene, generated files
 	$(BIN)/python -m pytest -q tests/workflow/test_hygiene.py

@@ -18,7 +18,8 @@ from llm_server import LlmServer
 from conftest import copy_workflow, job_counts, snakemake, write_yaml
 
 OF_TASKS = ("prepare_prompts", "measure_components", "prune_nodes", "trace_edges")
-FROM_SCORES = {"report_heads", "render_heads", "render_index", "write_manifest", "all"}
+TOGETHER = {"tabulate_heads", "render_atlas"}
+FROM_SCORES = {"report_heads", "render_heads", "render_index", "write_manifest", "all"} | TOGETHER
 
 DICTIONARY = ("train_sae", "evaluate_sae", "draw_frontier")
 FROM_LATENTS = ("score_latents", "report_latents", "render_latents")
@@ -54,8 +55,8 @@ def jobs(
         **({"capture_latents": chunks} if dictionaries else {}),
         **(TRANSCODER if dictionaries else {}),
         **dict.fromkeys(OF_TASKS, tasks),
-        **dict.fromkeys(("compare_circuits", "render_circuits"), models),
-        **{"render_index": 1, "write_manifest": 1, "all": 1},
+        **dict.fromkeys(("compare_circuits", "render_circuits", "tabulate_heads"), models),
+        **{"render_atlas": 1, "render_index": 1, "write_manifest": 1, "all": 1},
     }
 
 
@@ -187,7 +188,8 @@ def test_every_result_is_in_the_manifests_input(finished: Path) -> None:
     assert made - covered == {"results/listed.txt"}
 
 
-AFTER_CIRCUITS = {"compare_circuits", "render_circuits", "render_index", "write_manifest", "all"}
+AFTER_COMPARISON = {"compare_circuits", "render_circuits", "render_index", "write_manifest", "all"}
+AFTER_CIRCUITS = AFTER_COMPARISON | TOGETHER
 CHANGES = {
     "threshold of pruning": (
         ["circuits={nodes: {threshold: 30}}"],
@@ -196,9 +198,10 @@ CHANGES = {
     "metric of edges": (["circuits={edges: {metric: kl}}"], AFTER_CIRCUITS | {"trace_edges"}),
     "patched points": (
         ["circuits={patching: {points: [z]}}"],
-        {"measure_components", "render_circuits", "render_index", "write_manifest", "all"},
+        {"measure_components", "render_circuits", "render_index", "write_manifest", "all"}
+        | TOGETHER,
     ),
-    "generated tokens": (["circuits={generation: {tokens: 2}}"], AFTER_CIRCUITS),
+    "generated tokens": (["circuits={generation: {tokens: 2}}"], AFTER_COMPARISON),
     "prompts of one task": (
         ["tasks={months: {prompts: 8}}"],
         AFTER_CIRCUITS | set(OF_TASKS),

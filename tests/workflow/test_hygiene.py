@@ -35,7 +35,17 @@ WITHOUT = {
 }
 # Rules that only name what others make.
 TARGETS = {
-    *("all", "circuits", "dictionaries", "heads", "figures", "latents", "prompts", "report_all"),
+    *(
+        "all",
+        "atlas",
+        "circuits",
+        "dictionaries",
+        "heads",
+        "figures",
+        "latents",
+        "prompts",
+        "report_all",
+    ),
     *("retrain_demo_models", "transcoder"),
 }
 

@@ -16,8 +16,14 @@ rule figures:
         figure_folders(),
 
 
+rule atlas:
+    """The pages in which everything is looked at together: results/report/atlas/index.html."""
+    input:
+        "results/report/atlas",
+
+
 rule report_all:
-    """The HTML report with its index."""
+    """The atlas and the HTML report with its index."""
     input:
         "results/report/index.html",
 

@@ -94,8 +94,9 @@ rule render_heads:
 
 
 rule render_index:
-    """Link the reports of all models and sources on one page."""
+    """Link the atlas and the reports of all models and sources on one page."""
     input:
+        atlas="results/report/atlas",
         pages=for_each("results/report/{model}/{source}/heads.html"),
         summaries=for_each("results/{model}/{source}/heads/summary.csv"),
         headlines=for_each("results/{model}/{source}/heads/headline.json"),

@@ -1,8 +1,9 @@
-"""Link the reports of all models and sources on one page.
+"""Link the atlas and the reports of all models and sources on one page.
 
-Inputs: the pages, the summaries and the headline numbers, one each for every entry of ``names``; the same of latents
-for every entry of ``latent_names``; the pages of circuits, one for each model that has any, and the circuits, one for
-every entry of ``circuit_names``; the pages of transcoders, one for every entry of ``transcoder_names``. Output: index.html.
+Inputs: the folder of the atlas; the pages, the summaries and the headline numbers, one each for every entry of
+``names``; the same of latents for every entry of ``latent_names``; the pages of circuits, one for each model that has
+any, and the circuits, one for every entry of ``circuit_names``; the pages of transcoders, one for every entry of
+``transcoder_names``. Output: index.html.
 """
 
 import os
@@ -35,6 +36,7 @@ def main(
     circuit_names: Sequence[Sequence[str]] = (),
     transcoder_pages: Sequence[str] = (),
     transcoder_names: Sequence[Sequence[str]] = (),
+    atlas: str | None = None,
 ) -> None:
     """Write ``index`` with links relative to it."""
     entries = [
@@ -58,8 +60,15 @@ def main(
     facts = provenance(
         names=names, latents=latent_names, circuits=circuit_names, transcoders=transcoder_names
     )
-    text = index_page(entries, facts, circuits=found, latents=latents, transcoders=transcoders)
-    write_text(index, text)
+    page = index_page(
+        entries,
+        facts,
+        circuits=found,
+        latents=latents,
+        transcoders=transcoders,
+        atlas=None if atlas is None else _relative(f"{atlas}/index.html", index),
+    )
+    write_text(index, page)
 
 
 def _links(page: str, summary: str, index: str) -> dict[str, str]:

@@ -86,8 +86,9 @@ def index_page(
     circuits: Sequence[CircuitEntry] = (),
     latents: Sequence[LatentEntry] = (),
     transcoders: Sequence[TranscoderEntry] = (),
+    atlas: str | None = None,
 ) -> str:
-    """Return the index as one self-contained page."""
+    """Return the index as one self-contained page; ``atlas`` is the address of the atlas, relative to it."""
     columns = [
         "model", "source", "explainer", "heads scored", "mean IoU", "beat every control",
         "perplexity, 25 % of heads replaced", "pages and files",
@@ -98,7 +99,7 @@ def index_page(
     ]  # fmt: skip
     rows = [*(_row(entry, name) for entry in entries for name in entry.headlines), reference]
     body = (
-        f"<main><h1>{escape(TITLE)}</h1>"
+        f"<main><h1>{escape(TITLE)}</h1>{_atlas(atlas)}"
         "<p>Each attention head has an explanation in words, most of them with a small program that can be executed. "
         "The numbers are of documents that no explanation was fitted on. IoU: overlap of predicted and true "
         "attention, from 0 to 1, with its interval. A head beats every control if its IoU without the sink is above "
@@ -108,6 +109,17 @@ def index_page(
         f"{_transcoders(transcoders)}</main>"
     )
     return page(TITLE, body, facts=facts)
+
+
+def _atlas(address: str | None) -> str:
+    """Return the link to the atlas, empty without one."""
+    if address is None:
+        return ""
+    return (
+        f"<p><b><a href='{quote(address)}'>Open the atlas</a></b>: maps of all heads, what each does in words and in "
+        "tasks, circuits, latents, attribution graphs, and a search over all explanations.</p>"
+        "<h2>Reports</h2>"
+    )
 
 
 def _row(entry: Entry, explainer: str) -> list[Any]:

@@ -1,0 +1,1 @@
+"""The atlas: static pages in which everything that is known of a model is looked at together."""
