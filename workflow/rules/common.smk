@@ -969,12 +969,6 @@ def transcoder_files(file):
     return files
 
 
-def graphs_of(model, transcoder):
-    """The graphs that are drawn with a transcoder of a model, by name."""
-    graphs = entries_of("graphs", models=model, transcoders=transcoder)
-    return [name for name in graphs if config["graphs"][name]["task"] in tasks_of(model)]
-
-
 def graph_files(ending):
     """Input function: a file of each graph of each transcoder of a model and source."""
 
@@ -984,7 +978,7 @@ def graph_files(ending):
         return [
             f"{folder}/{name}/graphs/{graph}.{ending}"
             for name in names
-            for graph in graphs_of(wildcards.model, name)
+            for graph in traced("graphs", wildcards.model, name)
         ]
 
     return files

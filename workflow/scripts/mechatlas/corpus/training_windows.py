@@ -261,9 +261,7 @@ def phase_batches(
     spread_rows = _shuffled("drills.scattered", len(drills["scattered"]), phase, spread, rng)
     # Drawn only where needed, so that a recipe without them keeps its random numbers.
     varied_rows = (
-        _shuffled("drills.varied", len(drills["varied"]), phase, varied, rng)
-        if varied
-        else None
+        _shuffled("drills.varied", len(drills["varied"]), phase, varied, rng) if varied else None
     )
     batches = []
     for step in range(phase.steps):
