@@ -2,7 +2,8 @@
 
 Inputs: the pages, the summaries and the headline numbers, one each for every entry of ``names``; the same of latents
 for every entry of ``latent_names``; the pages of circuits, one for each model that has any, and the circuits, one for
-every entry of ``circuit_names``; the pages of transcoders, one for every entry of ``transcoder_names``. Output: index.html.
+every entry of ``circuit_names``; the pages of transcoders, one for every entry of ``transcoder_names``. Output:
+index.html.
 """
 
 import os
