@@ -15,6 +15,7 @@ from mechatlas.dictionaries import clt_description as describe
 from mechatlas.dictionaries.importance import importance
 from mechatlas.figures import transcoder_page
 from mechatlas.figures import transcoders as draw
+from mechatlas.figures.index import TranscoderEntry, index_page
 from mechatlas.io import write_json
 
 WINDOWS, LENGTH, LAYERS = 10, 9, 3
@@ -178,3 +179,10 @@ def test_graphs_are_linked_from_where_the_page_lies(tmp_path):
     page = tmp_path / "results/report/m/s/transcoders/t.html"
     _, ((link, prompt, *_),) = transcoder_page.graph_rows([str(path)], str(page))
     assert "href='../../../../m/s/transcoders/t/graphs/g.html'" in link.text and prompt == "<b>"
+
+
+def test_the_index_links_transcoders_where_there_are_any():
+    entry = TranscoderEntry("m", "<s>", "t", "m/s/transcoders/a b.html")
+    page = index_page([], {}, transcoders=[entry])
+    assert "href='m/s/transcoders/a%20b.html'" in page and "&lt;s&gt;" in page
+    assert "<h2>Transcoders" not in index_page([], {})

@@ -15,9 +15,9 @@ from mechatlas.circuits.graphs.graph import FEATURE
 from mechatlas.circuits.graphs.influence import influence, scores
 from mechatlas.circuits.graphs.prompt_set import make_prompt_set, slots_of
 from mechatlas.circuits.graphs.run import run_prompt
-from mechatlas.circuits.graphs.sweep import at_equal_sparsity, sweep_table
 from mechatlas.circuits.graphs.targets import logit_difference
 from mechatlas.dictionaries.clt_replacement import replacement_hooks
+from mechatlas.dictionaries.sweep_tables import at_equal_sparsity, sweep_table
 from mechatlas.figures.transcoders import sweep_frontier
 from mechatlas.io import UserError, write_table
 from mechatlas.tasks.pairs import Pair, stack_pairs

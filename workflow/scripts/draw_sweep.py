@@ -6,7 +6,7 @@ at equal sparsity), frontier.svg and .png.
 
 from collections.abc import Mapping, Sequence
 
-from mechatlas.circuits.graphs.sweep import at_equal_sparsity, sweep_table
+from mechatlas.dictionaries.sweep_tables import at_equal_sparsity, sweep_table
 from mechatlas.figures.style import write_figure
 from mechatlas.figures.transcoders import sweep_frontier
 from mechatlas.io import provenance, write_table

@@ -34,8 +34,8 @@ def sweep_frontier(points: pd.DataFrame) -> Figure:
     Parameters
     ----------
     points : DataFrame
-        `mechatlas.circuits.graphs.sweep.sweep_table`: a small dot for each seed with its interval over documents (over
-        prompts for the score), a line through the means over seeds.
+        `mechatlas.dictionaries.sweep_tables.sweep_table`: a small dot for each seed with its interval over documents
+        (over prompts for the score), a line through the means over seeds.
     """
     shown = {name: words for name, words in PANELS.items() if name in points}
     figure = _new(3.0 * len(shown) + 0.4, 3.4)
