@@ -52,5 +52,6 @@ rule forecast_resources:
     params:
         settings=dict(config),
         folders={name: model_folder(Names(model=name)) for name in MODELS},
+        code=script_digest("forecast_resources"),
     script:
         "../scripts/forecast_resources.py"
