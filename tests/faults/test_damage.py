@@ -122,7 +122,8 @@ def test_weights_that_change_unnoticed_are_named(fresh: World, reference: World)
     content[len(content) // 2] ^= 1
     (model / "model.safetensors").write_bytes(content)
     fresh.run(EVENTS, cores=CORES)
-    assert fresh.results()[EVENTS] != reference.results()[EVENTS]
+    facts = f"{FOLDER}/capture/0000/index.json.provenance.json"  # holds the digest of the weights
+    assert fresh.results()[facts] != reference.results()[facts]
 
 
 @contextmanager
@@ -178,9 +179,8 @@ def test_results_that_cannot_be_written(fresh: World, reference: World) -> None:
         fresh.run(f"{FOLDER}/windows.parquet", cores=CORES)
         change("ro")
         said = fresh.run(EVENTS, ok=False, cores=CORES)
-        assert re.search(r"[Rr]ead-only file system|file system is read-only", said), said[-3000:]
+        assert "results cannot be written; change its permissions" in said, said[-3000:]
         change("rw")
-        fresh.run("--unlock")
         fresh.run(EVENTS, cores=CORES)
         same(fresh, reference)
 
@@ -209,7 +209,7 @@ def test_two_runs_in_one_folder(fresh: World, reference: World) -> None:
     first = fresh.start(EVENTS, cores=CORES)
     assert first.wait_for(lambda: first.started())
     said = fresh.run(EVENTS, ok=False, cores=CORES)
-    assert "Directory cannot be locked" in said and "another Snakemake instance" in said
+    assert "Directory cannot be locked" in said and "no other Snakemake process" in said
     assert first.wait() == 0, first.said()[-3000:]
     same(fresh, reference)
 

@@ -106,7 +106,7 @@ def test_named_targets(workflow: Path) -> None:
     assert job_counts(workflow, "verify") == {"verify": 1}
 
 
-@pytest.mark.parametrize("target", ["verify", "forecast", "doctor"])
+@pytest.mark.parametrize("target", ["verify", "forecast", "forecast_resources", "doctor"])
 def test_what_checks_or_prints_does_so_every_time(finished: Path, target: str) -> None:
     for _ in range(2):
         snakemake(finished, target, "--cores", "1")

@@ -30,6 +30,7 @@ WITHOUT = {
     "fetch_dictionary": {"input"},
     # They print or check, each time anew: with a benchmark file they would run once only.
     "forecast": {"output", "benchmark"},
+    "forecast_resources": {"input", "output", "benchmark"},
     "doctor": {"input", "output", "benchmark"},
     "verify": {"input", "output", "benchmark"},
 }

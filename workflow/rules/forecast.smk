@@ -35,3 +35,23 @@ rule forecast:
         seed=config["seed"],
     script:
         "../scripts/forecast.py"
+
+
+rule forecast_resources:
+    """Print processor and GPU hours, memory and disk of every rule for this configuration; nothing else is run."""
+    log:
+        "logs/forecast_resources/forecast.log",
+    localrule: True
+    conda:
+        "../../envs/mechatlas.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(300),
+        runtime=minutes(5),
+        gpu=0,
+    params:
+        settings=dict(config),
+        folders={name: model_folder(Names(model=name)) for name in MODELS},
+        code=script_digest("forecast_resources"),
+    script:
+        "../scripts/forecast_resources.py"

@@ -100,7 +100,7 @@ class job:  # noqa: N801 - reads as a statement: with job(snakemake) as argument
         try:
             check_seals(self.snakemake.input)
             break_seals(self.snakemake.output)
-        except Exception:
+        except (UserError, OSError):
             self.__exit__(*sys.exc_info())
         return arguments
 

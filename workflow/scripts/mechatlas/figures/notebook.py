@@ -88,7 +88,6 @@ def execute_notebook(source: str | Path, log: str | Path, parameters: Mapping[st
     """
     import nbformat
     import papermill
-    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillException, PapermillExecutionError
     from traitlets.config import Config
 
@@ -111,7 +110,9 @@ def execute_notebook(source: str | Path, log: str | Path, parameters: Mapping[st
         if error.ename == UserError.__name__:
             raise UserError(error.evalue) from error
         raise
-    except DeadKernelError as error:
+    except RuntimeError as error:
+        if not str(error).startswith("Kernel died"):
+            raise
         raise UserError(
             f"{source}: the notebook's kernel died before its end, often for want of memory; run snakemake again, "
             "with fewer jobs at a time if it happens again"

@@ -1,0 +1,220 @@
+"""How much work each rule has to do: jobs, operations, bytes on disk and in memory.
+
+Operations are floating-point operations where matrix products make up the work (``products``), else a number that grows
+as the work does; what one of them costs is measured (see `mechatlas.costs.estimate`). Laws, with L layers, H heads,
+width d, T tokens a window, P windows of the pattern sample, F latents or features a layer, k of them active:
+
+- forward pass 2 N + 4 L H d_head T a token (+ 2 V d for logits), a training step five products of a dictionary
+  (10 F d a token and layer), that of a cross-layer transcoder 6 F d + 3 k d (L + 1) a token and layer;
+- every head on its own (replacing, patching, pruning): as many forward passes as there are heads; every edge on its
+  own: half a forward pass for each, and edges grow as (L H)^2;
+- patterns P L H T^2 numbers of 2 bytes, activations T d numbers of 4 bytes for each point and layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mechatlas.costs.shapes import Shape
+
+Config = Mapping[str, Any]
+TASK_TOKENS = 16  # of a prompt, about
+PATTERN_SPLITS = 3
+FOREIGN_LATENTS = 32768  # of a dictionary that others made, whose size is in its files
+NUMBER = 4  # bytes of a float32
+TRAINED_COPIES = 4  # weight, gradient, two moments
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the jobs of a rule have to do.
+
+    ``operations`` and ``disk`` (bytes) are of all jobs together, ``memory`` (bytes) is of one, beyond the libraries.
+    ``products`` says that operations are those of matrix products; ``gpu`` that a GPU does them if there is one.
+    """
+
+    rule: str
+    jobs: float
+    operations: float
+    disk: float = 0.0
+    memory: float = 0.0
+    products: bool = False
+    gpu: bool = False
+
+
+def work_of(config: Config, shapes: Mapping[str, Shape]) -> list[Work]:
+    """Return the work of every rule that makes results with a complete configuration.
+
+    Parameters
+    ----------
+    config : mapping
+        From `mechatlas.config.complete_config`.
+    shapes : mapping
+        Model's name to its shape.
+    """
+    found: dict[str, Work] = {}
+    for work in _parts(config, shapes):
+        old = found.get(work.rule, Work(work.rule, 0, 0.0))
+        found[work.rule] = Work(
+            work.rule, old.jobs + work.jobs, old.operations + work.operations, old.disk + work.disk,
+            max(old.memory, work.memory), work.products, work.gpu,
+        )  # fmt: skip
+    return [work for work in found.values() if work.jobs]
+
+
+def captured_points(config: Config, model: str, source: str) -> set[str]:
+    """Return the hook points whose activations a capture stores for dictionaries and transcoders."""
+    points: set[str] = set(config["capture"]["activations"])
+    for entry in _entries(config, "dictionaries", model, source):
+        points |= {entry[key] for key in ("reads", "writes") if entry.get(key)}
+    for entry in _entries(config, "transcoders", model, source):
+        points |= {entry["reads"], "mlp_out"}
+    return points
+
+
+def _parts(config: Config, shapes: Mapping[str, Shape]) -> Iterator[Work]:
+    tokens = config["sampling"]["windows"] * config["sampling"]["window_len"]
+    for _ in config["sources"]:
+        yield Work("prepare_documents", 1, tokens)
+    for model, shape in shapes.items():
+        for source in config["sources"]:
+            yield from _heads(config, shape, model, source, tokens)
+            for entry in _entries(config, "dictionaries", model, source):
+                yield from _dictionary(config, shape, entry, tokens)
+            for entry in _entries(config, "transcoders", model, source):
+                yield from _transcoder(config, shape, entry, tokens)
+        yield from _circuits(config, shape, model)
+        yield from _graphs(config, shape, model)
+
+
+def _heads(config: Config, shape: Shape, model: str, source: str, tokens: int) -> Iterator[Work]:
+    sampling, capture, score = config["sampling"], config["capture"], config["score"]
+    length, windows = sampling["window_len"], sampling["windows"]
+    random = "random_weights" in score["controls"] and "programs" in config["explain"]["explainers"]
+    variants, chunks = 1 + random, math.ceil(windows / capture["chunk_windows"])
+    heads = shape.layers * shape.heads
+    sample = min(PATTERN_SPLITS * sampling["pattern_windows"], windows)
+    entries = heads * sample * length**2
+    points = len(captured_points(config, model, source))
+    # The control stores what dictionaries read, so that it can be measured, too.
+    points += random * len(captured_points({**config, "transcoders": {}}, model, source))
+    weights = NUMBER * shape.all_weights
+    batch = capture["batch_windows"] * shape.heads * length**2 * NUMBER
+    yield Work("sample_windows", 1, tokens, disk=NUMBER * tokens)
+    yield Work(
+        "capture_heads", variants * chunks, variants * shape.forward(tokens, length),
+        disk=2 * variants * entries + NUMBER * points * shape.layers * shape.d * tokens,
+        memory=weights + 4 * batch, products=True, gpu=True,
+    )  # fmt: skip
+    yield Work("merge_events", variants, variants * chunks * heads * capture["candidates"])
+    steps = config["explain"]["programs"]["steps"]
+    layer = NUMBER * sample * shape.heads * length**2
+    yield Work("explain_heads", variants, variants * entries * steps, memory=4 * layer, gpu=True)
+    yield Work("score_heads", variants, variants * entries, memory=2 * layer)
+    passes = score["causal_windows"] * (25 + 2 * heads)
+    yield Work(
+        "replace_heads", 1, passes * shape.forward(length, length, logits=True),
+        memory=weights + 3 * batch, products=True, gpu=True,
+    )  # fmt: skip
+    yield Work("summarise_scores", 1, score["bootstrap"] * heads)
+    for rule in ("cluster_explanations", "report_heads", "render_heads"):
+        yield Work(rule, 1, heads)
+
+
+def _dictionary(config: Config, shape: Shape, entry: Config, tokens: int) -> Iterator[Work]:
+    layers = shape.layers if entry.get("layers") is None else len(entry["layers"])
+    latents = entry.get("latents", FOREIGN_LATENTS)
+    size = 2 * latents * shape.d
+    length = config["sampling"]["window_len"]
+    chunks = math.ceil(config["sampling"]["windows"] / config["capture"]["chunk_windows"])
+    weights = NUMBER * shape.all_weights
+    encode = 2 * latents * shape.d * tokens * layers
+    if entry["kind"] == "trained":
+        yield Work(
+            "train_sae", 1, 5 * size * entry["tokens"] * layers, disk=NUMBER * size * layers,
+            memory=TRAINED_COPIES * NUMBER * size, products=True, gpu=True,
+        )  # fmt: skip
+    test = config["sampling"]["split"]["test"] * tokens
+    yield Work(
+        "evaluate_sae", 1, 3 * shape.forward(test, length, logits=True) * layers + 2 * encode,
+        memory=weights + NUMBER * size, products=True, gpu=True,
+    )  # fmt: skip
+    yield Work(
+        "capture_latents", chunks, encode, disk=8 * entry.get("k", 32) * tokens * layers,
+        memory=NUMBER * size, products=True, gpu=True,
+    )  # fmt: skip
+    kept = layers * min(config["latents"]["max_latents"], latents)
+    yield Work("merge_latents", 1, layers * latents)
+    windows = config["latents"]["causal_windows"] + config["latents"]["steering_windows"]
+    yield Work(
+        "measure_latents", 1, 3 * kept * windows * shape.forward(length, length, logits=True),
+        memory=weights, products=True, gpu=True,
+    )  # fmt: skip
+    for rule in ("explain_latents", "score_latents", "report_latents", "render_latents"):
+        yield Work(rule, 1, kept)
+
+
+def _transcoder(config: Config, shape: Shape, entry: Config, tokens: int) -> Iterator[Work]:
+    layers, d, features = shape.layers, shape.d, entry["features"]
+    written = layers * (layers + 1) / 2 if entry["decoders"] == "cross" else layers
+    size = features * d * (layers + written)
+    step = 6 * features * d * layers + 6 * entry["k"] * d * written
+    yield Work(
+        "train_clt", 1, step * entry["tokens"], disk=NUMBER * size,
+        memory=TRAINED_COPIES * NUMBER * size, products=True, gpu=True,
+    )  # fmt: skip
+    test = config["sampling"]["split"]["test"] * tokens
+    length = config["sampling"]["window_len"]
+    yield Work(
+        "evaluate_clt", 1, 3 * shape.forward(test, length, logits=True) + step / 3 * test,
+        memory=NUMBER * (shape.all_weights + size), products=True, gpu=True,
+    )  # fmt: skip
+
+
+def _circuits(config: Config, shape: Shape, model: str) -> Iterator[Work]:
+    circuits, heads = config["circuits"], shape.layers * shape.heads
+    memory = NUMBER * shape.all_weights
+    tasks = [t for t in config["tasks"].values() if t["models"] is None or model in t["models"]]
+    for task in tasks:
+        pairs = task["prompts"] + task["held_out"]
+        once = shape.forward(pairs * TASK_TOKENS, TASK_TOKENS)
+        points = len(circuits["patching"]["points"])
+        exact = shape.forward(circuits["edges"]["acdc_prompts"] * TASK_TOKENS, TASK_TOKENS)
+        for rule, operations in (
+            ("prepare_prompts", 4 * once),
+            ("measure_components", points * heads * once),
+            ("prune_nodes", 6 * (heads + shape.layers) * once),
+            ("trace_edges", 20 * once + 1.5 * heads**2 / 2 * exact),
+        ):
+            yield Work(rule, 1, operations, memory=memory, products=True, gpu=True)
+    if tasks:
+        yield Work("compare_circuits", 1, len(tasks) * heads, memory=memory, gpu=True)
+        yield Work("render_circuits", 1, len(tasks) * heads)
+
+
+def _graphs(config: Config, shape: Shape, model: str) -> Iterator[Work]:
+    for entry in config["graphs"].values():
+        if entry["models"] is not None and model not in entry["models"]:
+            continue
+        names = entry["transcoders"] or config["transcoders"]
+        for name in (n for n in names if n in config["transcoders"]):
+            for source in config["sources"]:
+                if config["transcoders"][name] in _entries(config, "transcoders", model, source):
+                    rows = config["transcoders"][name]["k"] * shape.layers * TASK_TOKENS
+                    each = 4 * shape.d * shape.heads * shape.d_head * shape.layers * TASK_TOKENS / 4
+                    yield Work(
+                        "attribution_graph", 1, rows * each, disk=6 * rows**2,
+                        memory=NUMBER * shape.all_weights, products=True,
+                    )  # fmt: skip
+
+
+def _entries(config: Config, table: str, model: str, source: str) -> list[Config]:
+    return [
+        entry
+        for entry in config[table].values()
+        if (entry["models"] is None or model in entry["models"])
+        and (entry["sources"] is None or source in entry["sources"])
+    ]
