@@ -6,26 +6,17 @@ screenshots of every view under results/screenshots, to be looked at.
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import atlas_world
 import pytest
-
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="needs Playwright: pip install -r envs/browser.txt"
-)
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
-if CHROMIUM is None:
-    pytest.skip("needs chromium: apt-get install chromium", allow_module_level=True)
-
-import atlas_world  # noqa: E402
+from reading import DESKTOP, PHONE, Reader, browser
 
 pytestmark = pytest.mark.browser
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 400, "height": 800}
+__all__ = ["browser"]  # a fixture, used by its name
 VIEWS = {
     "models": "#/",
     "map": "#/tiny?by=class",
@@ -42,7 +33,6 @@ VIEWS = {
     "agreement": "#/tiny/agreement",
     "search": "#/search/zebrafish",
 }
-SCREENSHOTS = os.environ.get("SCREENSHOTS")
 
 
 @pytest.fixture(scope="session")
@@ -51,52 +41,6 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small = atlas_world.Size(layers=2, heads=3, bare=True)
     models = {"tiny": atlas_world.Size(), "other": small}
     return atlas_world.write_world(tmp_path_factory.mktemp("atlas"), models)
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-class Reader:
-    """A page with everything that it complains about or asks for."""
-
-    def __init__(self, browser: Any, file: Path, size: dict[str, int], scheme: str) -> None:
-        self.context = browser.new_context(viewport=size, color_scheme=scheme)
-        self.page = self.context.new_page()
-        self.home = file.as_uri()
-        self.complaints: list[str] = []
-        self.asked: list[str] = []
-        self.page.on(
-            "console", lambda m: m.type in ("error", "warning") and self.complaints.append(m.text)
-        )
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("dialog", self._dialog)
-        self.page.on("request", lambda r: self.asked.append(r.url))
-
-    def _dialog(self, dialog: Any) -> None:
-        self.complaints.append(f"dialog: {dialog.message}")
-        dialog.dismiss()
-
-    def open(self, address: str = "#/") -> Any:
-        """Go to an address and wait until its page and its charts are drawn."""
-        self.page.goto(self.home + address)
-        return self.settle()
-
-    def settle(self) -> Any:
-        self.page.wait_for_selector("main:not([aria-busy]) h1")
-        self.page.wait_for_selector(".chart:not([data-drawn])", state="detached")
-        return self.page
-
-    def check(self) -> None:
-        """Nothing was complained about, and nothing but files of the atlas was asked for."""
-        folder = self.home.rpartition("/")[0]
-        assert self.complaints == []
-        elsewhere = [url for url in self.asked if not url.startswith((folder, "data:"))]
-        assert elsewhere == []
 
 
 @pytest.fixture
@@ -373,25 +317,13 @@ def test_search_for_markup_is_a_search(reader: Reader) -> None:
 def test_view_is_accessible_and_fits(
     view: str, scheme: str, size: str, browser: Any, page_file: Path
 ) -> None:
-    axe = pytest.importorskip(
-        "axe_playwright_python.sync_playwright", reason="needs envs/browser.txt"
-    )
     made = Reader(browser, page_file, DESKTOP if size == "desktop" else PHONE, scheme)
     page = made.open(VIEWS[view])
     wide = page.evaluate("document.documentElement.scrollWidth")
     assert wide <= (DESKTOP if size == "desktop" else PHONE)["width"]
-    found = axe.Axe().run(page).response["violations"]
-    serious = [v for v in found if v["impact"] in ("serious", "critical")]
-    said = [
-        (v["id"], [n["html"][:120] for n in v["nodes"][:3]], v["nodes"][0]["failureSummary"])
-        for v in serious
-    ]
-    if SCREENSHOTS:
-        folder = Path(SCREENSHOTS)
-        folder.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=str(folder / f"{view}-{size}-{scheme}.png"), full_page=True)
+    made.screenshot(f"{view}-{size}-{scheme}")
+    assert made.violations() == []
     made.context.close()
-    assert said == []
     made.check()
 
 

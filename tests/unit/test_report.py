@@ -363,6 +363,17 @@ def test_index_links_what_is_there(paths: dict[str, str], tmp_path: Path) -> Non
     assert f"{read_json(headline)['programs']['means']['iou']['value']:.2f} [" in text
 
 
+def test_index_links_the_atlas_first(paths: dict[str, str], tmp_path: Path) -> None:
+    page = tmp_path / "results" / "report" / "index.html"
+    summary = tmp_path / "results" / "m" / "s" / "heads" / "summary.csv"
+    script("render_index").main(
+        [str(tmp_path / "results/report/m/s/heads.html")], [str(summary)], [paths["headline"]], [["m", "s"]],
+        str(page), atlas=str(tmp_path / "results" / "report" / "atlas"),
+    )  # fmt: skip
+    links = re.findall(r"href='([^']*)'", page.read_text())
+    assert links[0] == "atlas/index.html" and links[1] == "m/s/heads.html"
+
+
 def test_index_escapes_names(paths: dict[str, str]) -> None:
     entry = Entry(HOSTILE, "s", {"report": "a b/'x.html"}, read_json(paths["headline"]))
     text = index_page([entry], {})
