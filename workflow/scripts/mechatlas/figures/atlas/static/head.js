@@ -30,7 +30,7 @@ function headParts(model, data, name, details, draw) {
   const classes = colouring(measuresOf(data)[0], headNames(data));
   return [
     el("div", { class: "controls" }, wordChoices(data, draw)),
-    el("p", { class: "badges" }, badge(`in words: ${words?.class ?? "not explained"}`, classes.colour(words?.class ?? "not explained")),
+    el("p", { class: "badges" }, badge(`in words: ${words?.class ?? "not explained"}`, classes.colour(words?.class ?? "not explained"), CLASS_WORDS[words?.class ?? "not explained"]),
       [...roles].map(([role, own]) => badge(`measured: ${role}`, null, `in ${own.join(", ")}`)),
       tasks.filter(([, t]) => t.heads[name].circuits).map(([task, t]) => link(address([model, "circuit", task]), badge(`circuit: ${task}`, null, `kept by: ${t.heads[name].circuits}`)))),
     flags.length ? el("div", { class: "warning", role: "note" }, el("b", {}, "Words and causes disagree here: "), flags.map(disagreementText).join("; "), ". ", link(address([model, "agreement"]), "What this means")) : null,

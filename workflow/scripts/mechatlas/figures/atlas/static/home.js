@@ -9,7 +9,7 @@ pages.home = async () => {
     return el("article", { class: "model" },
       el("h2", {}, link(address([entry.model]), entry.model)),
       el("a", { class: "mini", href: address([entry.model]), "aria-label": `map of ${entry.model}`, style: { "--columns": String(data.heads) } }, rows),
-      el("div", { class: "legend" }, colours.order.map((value) => el("span", { class: "entry" }, el("i", { class: "swatch", style: { background: colours.colour(value) } }), `${value} (${colours.counts.get(value)})`))),
+      el("div", { class: "legend" }, colours.order.map((value) => el("span", { class: "entry", title: CLASS_WORDS[value] }, el("i", { class: "swatch", style: { background: colours.colour(value) } }), `${value} (${colours.counts.get(value)})`))),
       el("ul", { class: "plain" },
         el("li", {}, link(address([entry.model]), `map of its ${names.length} heads`)),
         entry.tasks.map((task) => el("li", {}, link(address([entry.model, "circuit", task]), `what carries ${task}`))),

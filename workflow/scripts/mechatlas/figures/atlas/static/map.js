@@ -71,7 +71,7 @@ function fillGrid(grid, model, data, names, measure, colours, state) {
   const large = data.heads > 16 || data.layers * data.heads > 200;
   const cell = (name) => {
     const value = measure.value(name), colour = colours.colour(value) || null, said = shown(measure, value);
-    const node = el("a", { class: "cell", role: "gridcell", href: headAddress(model, name), "data-head": name, tabindex: "-1", title: `${name}: ${said}`, draggable: "false", style: colour ? { background: colour, color: inkOn(colour) } : {} },
+    const node = el("a", { class: "cell", role: "gridcell", href: headAddress(model, name), "data-head": name, tabindex: "-1", title: `${name}: ${said}${CLASS_WORDS[said] ? `; ${CLASS_WORDS[said]}` : ""}`, draggable: "false", style: colour ? { background: colour, color: inkOn(colour) } : {} },
       el("b", {}, name), large ? el("span", { class: "hidden" }, said) : el("span", {}, said));
     cells.set(name, node);
     return node;
@@ -99,7 +99,7 @@ function fillGrid(grid, model, data, names, measure, colours, state) {
 function legend(measure, colours, state, filter) {
   if (measure.kind === "class") {
     return el("div", { class: "legend", role: "group", "aria-label": "legend: click to hide or show" }, colours.order.map((value) =>
-      el("button", { type: "button", class: "entry", "aria-pressed": String(!state.off.has(value)), onclick: (event) => {
+      el("button", { type: "button", class: "entry", title: CLASS_WORDS[value], "aria-pressed": String(!state.off.has(value)), onclick: (event) => {
         state.off.has(value) ? state.off.delete(value) : state.off.add(value);
         event.currentTarget.setAttribute("aria-pressed", String(!state.off.has(value)));
         filter();

@@ -34,6 +34,21 @@ const CONTROLS = {
 };
 const CLASS_HELP =
   "What the explanation says mostly. Mixed: nothing has a quarter of the attention. Rests on BOS: looks at the first token of the text, which means that it does nothing.";
+// What the classes of heads mean, for readers who meet them for the first time.
+const CLASS_WORDS = {
+  "previous token": "looks at the token just before",
+  induction: "looks at what followed an earlier occurrence of the present token, so that a sequence can be repeated",
+  "duplicate token": "looks at earlier copies of the present token",
+  delimiter: "looks at full stops, commas, line breaks and the like",
+  itself: "looks at the present token",
+  "near tokens": "looks at tokens a few places back",
+  start: "looks at the first token of the line or sentence",
+  bracket: "looks at an open bracket or quotation mark",
+  "same class": "looks at earlier tokens of the same kind, such as numbers at numbers",
+  "rests on BOS": "looks at the mark before the first token, which does next to nothing",
+  mixed: "looks at several things, none of which has a quarter of its attention",
+  "not explained": "no explanation of this head",
+};
 const DISAGREEMENTS = {
   "shown, not named": (d) =>
     `measured as ${d.what}: attention ${fixed(d.measured)} on repeated random tokens, but its words give that ${percent(d.said)}`,
