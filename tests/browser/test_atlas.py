@@ -35,7 +35,7 @@ VIEWS = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The atlas of two small made-up models whose texts are hostile."""
     small = atlas_world.Size(layers=2, heads=3, bare=True)
