@@ -8,7 +8,8 @@ import pytest
 from fake_circuits import write_circuits
 from sklearn.metrics import cohen_kappa_score
 
-from mechatlas.io import read_json, read_table, rng_for
+from mechatlas.figures.atlas.heads import written
+from mechatlas.io import read_json, read_table, rng_for, write_table
 from mechatlas.models.transformer import load
 from mechatlas.score.agreement import (
     Draws,
@@ -26,6 +27,7 @@ from mechatlas.score.cross_table import (
     cross_table,
     disagreements,
     read_tasks,
+    written_table,
 )
 from mechatlas.score.written_latents import reading_shares
 
@@ -196,6 +198,25 @@ def test_table_holds_what_the_files_say(tasks: list[TaskFiles]) -> None:
     assert set(filter(None, row["ioi.circuits"].split(", "))) == inside
     assert row["says_idle"] == False and table.iloc[0]["says_idle"]  # noqa: E712
     assert table["class"].iloc[1] == "previous token"
+
+
+def test_a_dictionary_that_no_head_writes_to_leaves_an_empty_column(tmp_path) -> None:
+    columns = [
+        "component",
+        "layer",
+        "head",
+        "rank",
+        "latent_layer",
+        "latent",
+        "unit",
+        "times_chance",
+    ]
+    latents = {"wiki/transcoder": pd.DataFrame(columns=columns)}
+    table = cross_table({"wiki": summary()}, [], latents)
+    write_table(tmp_path / "table.parquet", table, {})
+    write_table(tmp_path / "written.parquet", written_table(latents), {})
+    assert read_table(tmp_path / "table.parquet")["latents.wiki/transcoder"].isna().all()
+    assert written(read_table(tmp_path / "written.parquet")) == {}
 
 
 def test_disagreements_are_heads_whose_words_and_numbers_differ(tasks: list[TaskFiles]) -> None:
