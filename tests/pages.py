@@ -39,7 +39,7 @@ def blocks(page: str) -> list[Block]:
     prose = _FENCE.sub("\n", text)
     indented = re.findall(r"(?:^(?: {4}.*)?\n)+", prose, flags=re.MULTILINE)
     plain = [re.sub(r"^ {4}", "", part, flags=re.MULTILINE) for part in indented if part.strip()]
-    return fenced + [Block(page, "", part) for part in plain]
+    return fenced + [Block(page, "", part.strip("\n") + "\n") for part in plain]
 
 
 PROGRAMS = re.compile(

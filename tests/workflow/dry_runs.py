@@ -1,4 +1,4 @@
-"""Many dry runs for the price of one start: Snakemake is imported once, and every command runs in a fork."""
+"""Many dry runs for the price of one start: the library is read once, and every command runs in a fork."""
 
 from __future__ import annotations
 
@@ -60,10 +60,21 @@ def _status(arguments: list[str]) -> int:
     return status
 
 
-if __name__ == "__main__":
-    import jsonschema  # noqa: F401 - what parsing imports is imported once, before the forks
+def _prepare() -> None:
+    """Import what parsing imports, and read the library that it digests, once for all forks."""
+    import jsonschema  # noqa: F401
     import snakemake.cli  # noqa: F401
-    import yaml  # noqa: F401
 
+    from mechatlas.config import load_schema
+    from mechatlas.io.closure import closure_digest
+
+    load_schema()
+    for pattern in ("scripts/*.py", "notebooks/*.ipynb"):
+        for path in Path("workflow").resolve().glob(pattern):
+            closure_digest(path)
+
+
+if __name__ == "__main__":
+    _prepare()
     results = [_run(arguments) for arguments in json.load(sys.stdin)]
     sys.stdout.write(json.dumps(results))

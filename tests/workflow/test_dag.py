@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -372,3 +373,20 @@ def test_report_of_the_engine_is_complete(finished: Path, tmp_path: Path) -> Non
     snakemake(finished, "--report", str(page))
     text = page.read_text()
     assert "Attention heads" in text and "demo-4l" in text
+
+
+def test_report_of_the_engine_shows_figures_with_their_captions(
+    finished: Path, tmp_path: Path
+) -> None:
+    snakemake(finished, "figures", "--cores", "2", "--resources", "gpu=1")
+    folder = finished / "results/figures/demo-4l/synthetic-wiki/heads"
+    (folder / "heads_map.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    (folder / "heads_map.csv").write_text("unit,value\nL0.H1,0.5\n")
+    words = "IoU of 7 heads_and *others*, no unit."
+    (folder / "captions.json").write_text(json.dumps({"heads_map": words}))
+    page = tmp_path / "report.html"
+    # The folder is newer now; the report is about what is there.
+    snakemake(finished, "figures", "--report", str(page), "--rerun-triggers", "params")
+    text = page.read_text()
+    assert words in text and "heads_map.svg" in text and "heads_map.csv" in text
+    assert "Figures" in text and "draw_heads" in text

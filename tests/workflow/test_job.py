@@ -11,10 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from mechatlas.job import job, job_arguments, storage_problem
 from mechatlas.io import UserError, atomic_path, write_arrays
 from mechatlas.io.manifest import verify_manifest, write_manifest
 from mechatlas.io.seals import break_seals, check_seals, seal
-from mechatlas.job import job, job_arguments, storage_problem
 
 
 def fake(tmp_path: Path, **fields: dict) -> SimpleNamespace:

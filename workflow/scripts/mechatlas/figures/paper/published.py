@@ -99,7 +99,7 @@ def agreement(table: pd.DataFrame) -> Figure:
         circuits/published.parquet.
     """
     rows = table[table["quantity"].str.contains("percent") & table["ours"].notna()]
-    figure, axes = new_figure(6.4, 4.6)
+    figure, axes = new_figure(6.4, 3.6)
     if rows.empty:
         no_data(axes, "no percentage is published")
         return figure
@@ -109,7 +109,7 @@ def agreement(table: pd.DataFrame) -> Figure:
             color=TASK_COLOURS[number % len(TASK_COLOURS)], label=f"{quantity} ({len(part)})",
         )  # fmt: skip
     both = np.concatenate([rows["published"].to_numpy(float), rows["ours"].to_numpy(float)])
-    ends = [both.min(), both.max()]
+    ends = [min(0.0, both.min()), max(100.0, both.max())]
     axes.plot(ends, ends, color=GREY, linewidth=1, linestyle="--", zorder=1)
     axes.set(xlabel="published (%)", ylabel="here (%)")
     figure.legend(loc="outside upper left", ncols=2)
