@@ -388,5 +388,5 @@ def test_report_of_the_engine_shows_figures_with_their_captions(
     # The folder is newer now; the report is about what is there.
     snakemake(finished, "figures", "--report", str(page), "--rerun-triggers", "params")
     text = page.read_text()
-    assert words in text and "heads_map.svg" in text and "heads_map.csv" in text
+    assert f"<p>{words}</p>" in text and "heads_map.svg" in text and "heads_map.csv" in text
     assert "Figures" in text and "draw_heads" in text

@@ -34,7 +34,13 @@ def test_arguments_are_names_of_inputs_outputs_and_params(tmp_path: Path) -> Non
         tmp_path,
         input={"windows": "w", "chunks": ["a", "b"], "model_files": ["c"], "control": []},
         output={"scores": "s"},
-        params={"seed": 1, "code": "abc", "model": "folder", "programs": {"max_parts": 3}},
+        params={
+            "seed": 1,
+            "code": "abc",
+            "captions": {"x": "y"},
+            "model": "folder",
+            "programs": {"max_parts": 3},
+        },
     )
     assert job_arguments(snakemake) == {
         **{"windows": "w", "chunks": ["a", "b"], "control": [], "scores": "s"},
