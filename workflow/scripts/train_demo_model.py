@@ -45,9 +45,8 @@ def main(
     course = Path(checkpoint).with_suffix(".jsonl")
     course.parent.mkdir(parents=True, exist_ok=True)
     with course.open("a", encoding="utf-8") as lines:
-        trained, seconds = train_model(
-            plan, batches, tokenizer.bos_token_id, checkpoint, lines, device
-        )
+        bos = tokenizer.bos_token_id
+        trained, seconds = train_model(plan, batches, bos, checkpoint, lines, device)
     windows = demo_models.validation_windows(recipe, tokenizer, plan.context)
     metrics = {
         "model": model,
@@ -57,7 +56,7 @@ def main(
             "steps": plan.steps,
             "tokens": sum(tokens.size for tokens, _ in batches),
             "parameters": sum(p.numel() for p in trained.parameters()),
-            "bos": tokenizer.bos_token_id,
+            "bos": bos,
         },
         "prompts": prompts,
         **demo_models.measure_card(
