@@ -207,6 +207,14 @@ def test_circuits_are_compared_by_their_removal(data):
     row = found.iloc[0]
     assert row["full"] == 1 and row["exact"] < 0.5 < row["random_mean"]
     assert len(sets) == row["count"] and row["removed"] == 2
+    # A model that says no answer right leaves nothing to remove it from.
+    unsaid = asked | {"unsaid": ([], [])}
+    again, _ = generation_tables(tasks, {"planted": circuit}, settings, unsaid, seed=0)
+    pd.testing.assert_frame_equal(again, found)
+    nothing, sets = generation_tables(
+        tasks, {"planted": circuit}, settings, {"unsaid": ([], [])}, seed=0
+    )
+    assert len(nothing) == len(sets) == 0 and list(nothing) == list(found)
 
 
 def test_questions_of_a_file(tmp_path):

@@ -75,7 +75,7 @@ def generation_tables(
     settings : mapping
         ``circuits.generation`` of the config.
     questions : mapping
-        Name of the data to prompts and answers, token ids of any lengths.
+        Name of the data to prompts and answers, token ids of any lengths; data without a prompt have no rows.
     seed : int
 
     Returns
@@ -89,7 +89,7 @@ def generation_tables(
         every = [mean_outputs(model, arrays_of(data.held_out)[1]) for data in tasks.values()]
         means = torch.stack(every).mean(0)
     rows, sets = [], []
-    pairs = [(c, d) for c in circuits for d in questions]
+    pairs = [(c, d) for c in circuits for d, (prompts, _) in questions.items() if prompts]
     for circuit, data in progress(pairs, desc="generation", unit="circuit and task"):
         prompts, answers = questions[data]
         found = match_against_random(
