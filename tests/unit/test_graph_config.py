@@ -18,10 +18,10 @@ def merged(**changes):
     """Return the default configuration with some sections changed, as a second config file changes it."""
     config = yaml.safe_load((REPOSITORY / "config" / "config.yaml").read_text())
     for section, entries in changes.items():
-        config[section] = {**config.get(section, {}), **entries}
+        there = config.setdefault(section, {})
         for name, entry in entries.items():
-            before = (config[section].get(name) or {}) if isinstance(entry, dict) else None
-            config[section][name] = entry if before is None else {**before, **entry}
+            both = isinstance(entry, dict) and isinstance(there.get(name), dict)
+            there[name] = {**there[name], **entry} if both else entry
     return complete_config(config, REPOSITORY, REPOSITORY)
 
 

@@ -24,7 +24,10 @@ FROM_SCORES = {"report_heads", "render_heads", "render_index", "write_manifest",
 
 DICTIONARY = ("train_sae", "evaluate_sae", "draw_frontier")
 FROM_LATENTS = ("score_latents", "report_latents", "render_latents")
-TRANSCODER = {"train_clt": 1, "evaluate_clt": 1, "attribution_graph": 3}
+TRANSCODER = {
+    **{"train_clt": 1, "evaluate_clt": 1, "describe_clt": 1, "render_transcoder": 1},
+    **{"attribution_graph": 3, "trace_prompts": 1},
+}
 LATENTS = ("capture_latents", "merge_latents", "explain_latents", "measure_latents", *FROM_LATENTS)
 
 
@@ -129,7 +132,8 @@ def test_workflow_as_a_module_of_another(workflow: Path, tmp_path: Path) -> None
     config["models"].pop("demo-4l")
     for section in ("dictionaries", "transcoders", "graphs", "graph_sets", "sweeps"):
         config.pop(section)
-    config["tasks"].pop("ioi")
+    for task in ("ioi", "months", "induction"):
+        config["tasks"].pop(task)
     write_yaml(place / "config" / "config.yaml", config)
     (place / "Snakefile").write_text(
         'configfile: "config/config.yaml"\n'
@@ -191,6 +195,8 @@ def test_every_result_is_in_the_manifests_input(finished: Path) -> None:
 
 AFTER_COMPARISON = {"compare_circuits", "render_circuits", "render_index", "write_manifest", "all"}
 AFTER_CIRCUITS = AFTER_COMPARISON | TOGETHER
+# The page of a transcoder maps the texts of all prompts.
+FROM_PROMPTS = {"describe_clt", "render_transcoder"}
 CHANGES = {
     "threshold of pruning": (
         ["circuits={nodes: {threshold: 30}}"],
@@ -205,7 +211,7 @@ CHANGES = {
     "generated tokens": (["circuits={generation: {tokens: 2}}"], AFTER_COMPARISON),
     "prompts of one task": (
         ["tasks={months: {prompts: 8}}"],
-        AFTER_CIRCUITS | set(OF_TASKS),
+        AFTER_CIRCUITS | set(OF_TASKS) | FROM_PROMPTS,
     ),
     "cluster size": (["clusters={min_cluster_size: 9}"], FROM_SCORES | {"cluster_explanations"}),
     "topk": (
@@ -216,7 +222,8 @@ CHANGES = {
         ["score={bootstrap: 500}"],
         FROM_SCORES
         | {"summarise_scores", "evaluate_sae", "draw_frontier", *FROM_LATENTS}
-        | {"evaluate_clt", "attribution_graph"},
+        | {"evaluate_clt", "attribution_graph", "trace_prompts"}
+        | {"describe_clt", "render_transcoder"},
     ),
     "programs": (
         ["explain={programs: {max_parts: 2}}"],
@@ -240,7 +247,7 @@ def test_config_change_reruns_exactly_its_rules(change: str, finished: Path) -> 
 def test_another_task_leaves_those_there_alone(finished: Path) -> None:
     planned = job_counts(finished, "--config", "tasks={days: {kind: sequence, sequence: days}}")
     assert {rule: planned[rule] for rule in OF_TASKS} == dict.fromkeys(OF_TASKS, 1)
-    assert planned.keys() - set(OF_TASKS) == AFTER_CIRCUITS
+    assert planned.keys() - set(OF_TASKS) == AFTER_CIRCUITS | FROM_PROMPTS
 
 
 # --- a language model as explainer ----------------------------------------------------------------

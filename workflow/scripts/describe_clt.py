@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mechatlas.job import job
 from mechatlas.corpus.windows import SPLITS, read_windows
 from mechatlas.dictionaries import clt_description as describe
 from mechatlas.dictionaries.clt_formats import load_clt
@@ -67,7 +68,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

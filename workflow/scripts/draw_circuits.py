@@ -6,6 +6,7 @@ Output: a folder of figures (SVG, PDF, PNG), the data behind each (CSV), and cap
 
 from collections.abc import Sequence
 
+from mechatlas.job import job
 from mechatlas.figures.circuits.results import read_circuits
 from mechatlas.figures.paper.circuits import circuit_figures
 from mechatlas.figures.paper.files import write_drawn
@@ -29,7 +30,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

@@ -7,6 +7,7 @@ scores. Output: a folder of figures (SVG, PDF, PNG), the data behind each (CSV),
 from collections.abc import Sequence
 from pathlib import Path
 
+from mechatlas.job import job
 from mechatlas.figures.paper.dictionaries import DictionaryFiles, dictionary_figures
 from mechatlas.figures.paper.files import write_drawn
 from mechatlas.io import provenance, read_table
@@ -35,7 +36,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

@@ -4,6 +4,7 @@ Inputs: explanations, scores, clusters and the replacement curve of one model an
 (SVG, PDF, PNG), the data behind each (CSV), and captions.json.
 """
 
+from mechatlas.job import job
 from mechatlas.figures.paper.files import write_drawn
 from mechatlas.figures.paper.heads import head_figures
 from mechatlas.figures.results import read_results
@@ -26,7 +27,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

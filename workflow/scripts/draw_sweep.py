@@ -6,6 +6,7 @@ at equal sparsity), frontier.svg and .png.
 
 from collections.abc import Mapping, Sequence
 
+from mechatlas.job import job
 from mechatlas.dictionaries.sweep_tables import at_equal_sparsity, sweep_table
 from mechatlas.figures.style import write_figure
 from mechatlas.figures.transcoders import sweep_frontier
@@ -28,7 +29,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

@@ -7,6 +7,7 @@ a folder of figures (SVG, PDF, PNG), the data behind each (CSV), and captions.js
 from collections.abc import Sequence
 from pathlib import Path
 
+from mechatlas.job import job
 from mechatlas.figures.paper.files import write_drawn
 from mechatlas.figures.paper.transcoders import TranscoderFiles, transcoder_figures
 from mechatlas.io import provenance
@@ -35,7 +36,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

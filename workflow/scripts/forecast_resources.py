@@ -7,6 +7,7 @@ How it is computed, and how far it can be trusted: docs/scale.md.
 from collections.abc import Mapping
 from typing import Any
 
+from mechatlas.job import job
 from mechatlas.costs.__main__ import forecast_lines
 from mechatlas.costs.shapes import shape_of
 
@@ -19,7 +20,5 @@ def main(settings: Mapping[str, Any], folders: Mapping[str, str]) -> None:
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

@@ -7,6 +7,7 @@ index.html, data as scripts and the charting library; it opens from disk and ask
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mechatlas.job import job
 from mechatlas.figures.atlas.build import ModelEntry, write_atlas
 from mechatlas.io import provenance
 
@@ -25,7 +26,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

@@ -7,6 +7,7 @@ notebook, the same bytes in every run). While it runs, and after a failure, the 
 from collections.abc import Sequence
 from typing import Any
 
+from mechatlas.job import job
 from mechatlas.figures.notebook import execute_notebook, notebook_page, write_notebook
 from mechatlas.io import provenance, read_provenance, write_text
 
@@ -36,7 +37,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments, notebook_log=str(snakemake.log.notebook))

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from mechatlas.job import job
 from mechatlas.io import provenance, read_table, write_json, write_table
 from mechatlas.score import cross_table
 from mechatlas.score.agreement import Draws
@@ -74,7 +75,5 @@ def _strongest(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

@@ -7,6 +7,7 @@ means), edges.parquet (mean edges with intervals over prompts), features.parquet
 
 from typing import Any
 
+from mechatlas.job import job
 from mechatlas.circuits.graphs.prompt_set import make_prompt_set
 from mechatlas.dictionaries.clt_formats import load_clt
 from mechatlas.io import provenance, read_provenance, write_table
@@ -44,7 +45,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments)

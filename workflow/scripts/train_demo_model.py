@@ -74,8 +74,7 @@ def main(
 
 def write_card(folder: Path, plan: TrainingRecipe, metrics: Mapping[str, Any]) -> None:
     """Write ``metrics.json`` and ``README.md``."""
-    text = json.dumps(metrics, indent=2) + "\n"
-    (folder / "metrics.json").write_text(text, encoding="utf-8")
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(model_card(metrics["model"], plan, metrics), encoding="utf-8")
 
 

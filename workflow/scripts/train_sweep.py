@@ -7,6 +7,7 @@ clt.safetensors, training.parquet, evaluation.parquet (a row per measure). A kil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mechatlas.job import job
 from mechatlas.circuits.graphs.sweep import measure_point
 from mechatlas.dictionaries.clt_formats import load_clt
 from mechatlas.dictionaries.clt_settings import CltSettings
@@ -64,7 +65,5 @@ def main(
 
 
 if "snakemake" in globals():
-    from mechatlas.job import job
-
     with job(snakemake) as arguments:
         main(**arguments, gpu=snakemake.resources.gpu)

@@ -60,7 +60,7 @@ def load_schema() -> Schema:
     """Return the schema of the configuration as a dictionary."""
     # Ten times faster than the loader in Python, and not in every build of PyYAML.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(SCHEMA.read_text(encoding="utf-8"), loader)
+    return loader(SCHEMA.read_text(encoding="utf-8")).get_single_data()
 
 
 def complete_config(config: Mapping[str, Any], workdir: Path, repository: Path) -> dict[str, Any]:

@@ -206,8 +206,6 @@ class _Judge:
         edges = prune(self.graph, first.edges)
         facts = {
             "score": float(self.search(edges[None])[0]),
-            "evaluated": first.evaluated,
-            "dead": first.dead,
             "faithfulness": self._both(edges),
             "orders": {
                 "count": len(found),

@@ -41,10 +41,13 @@ class NodeStudy:
         By procedure.
     tables : dict of str to DataFrame
         ``effects``, ``pruning``, ``stability``, ``completeness``, ``minimality``, ``random``, ``curve``.
+    evaluated : dict of str to int
+        Sets of nodes that were run, by procedure; steps of an interrupted run are not among them.
     """
 
     circuits: dict[str, Circuit]
     tables: dict[str, pd.DataFrame]
+    evaluated: dict[str, int]
 
 
 def study_nodes(
@@ -113,13 +116,14 @@ def study_nodes(
         name: make_circuit(
             data.model, result.keep, task=data.task, method=f"nodes, {name}",
             facts={
-                "settings": dict(settings), "score": result.score, "evaluated": result.evaluated,
-                **facts[name],
+                "settings": dict(settings), "score": result.score, **facts[name],
             },
         )
         for name, result in pruned.items()
     }  # fmt: skip
-    return NodeStudy(circuits, tables)
+    # Not among the facts, which are the same for a run that was interrupted.
+    evaluated = {name: result.evaluated for name, result in pruned.items()}
+    return NodeStudy(circuits, tables, evaluated)
 
 
 def make_ablation(data: TaskData, arrays: Arrays, settings: Mapping[str, Any]) -> Ablation:

@@ -174,12 +174,12 @@ class ModelContext:
         >>> from mechatlas.models.hooks import Hooks, filled
         >>> model = load("demo-4l")
         >>> hooks = Hooks().append_fwd("mlp_post", filled(300), layers=3)
-        >>> silenced = model.sample("The", 16, temperature=0, hooks=hooks)
-        >>> silenced.strings == model.sample("The", 16, temperature=0).strings
+        >>> silenced = model.sample("She", 16, temperature=0, hooks=hooks)
+        >>> silenced.strings == model.sample("She", 16, temperature=0).strings
         False
-        >>> values = model.activations("The", "mlp_post", layers=3, hooks=hooks)
+        >>> values = model.activations("She", "mlp_post", layers=3, hooks=hooks)
         >>> values["mlp_post", 3][..., 298:302].shape
-        torch.Size([1, 2, 4])
+        torch.Size([1, 3, 4])
         >>> values["mlp_post", 3][..., 300].abs().max().item()
         0.0
         """
