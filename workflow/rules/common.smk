@@ -356,8 +356,11 @@ def dictionary_points(wildcards):
 def captured_points(wildcards):
     """Param: hook points that are stored: the configured ones, and what dictionaries of this model and source need."""
     points = set(config["capture"]["activations"])
+    # The dictionaries of random weights are read for a control only.
+    trained = not wildcards.model.endswith(RANDOM_SUFFIX)
     for name in dictionaries_of(base_model(wildcards), wildcards.source):
-        points.update(entry_points(config["dictionaries"][name]))
+        if trained or random_latents(Names(dictionary=name)):
+            points.update(entry_points(config["dictionaries"][name]))
     for name in transcoders_of(wildcards.model, wildcards.source):
         points.update((config["transcoders"][name]["reads"], "mlp_out"))
     return sorted(points)
