@@ -77,7 +77,7 @@ def test_nothing_that_ships_can_run_what_it_reads() -> None:
     sources = shipped()
     assert len(sources) > 300 and any(name.endswith(".ipynb") for name, _ in sources)
     assert {name: found for name, text in sources if (found := offences(text))} == {}
-    for path in (ROOT / "Snakefile", *(ROOT / "workflow" / "rules").glob("*.smk")):
+    for path in (ROOT / "Snakefile", *(ROOT / "workflow" / "rules").rglob("*.smk")):
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"\b(?:eval|exec|pickle|yaml\.load)\s*\(|shell=True", text), path
 

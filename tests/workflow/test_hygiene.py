@@ -44,7 +44,7 @@ TARGETS = {
 def rules() -> dict[str, str]:
     """Return the text of every rule by its name."""
     found = {}
-    for path in (REPOSITORY / "Snakefile", *sorted(RULES.glob("*.smk"))):
+    for path in (REPOSITORY / "Snakefile", *sorted(RULES.rglob("*.smk"))):
         parts = re.split(r"^rule (\w+):\n", path.read_text(), flags=re.MULTILINE)
         for name, body in zip(parts[1::2], parts[2::2], strict=True):
             assert name not in found, f"{name} is defined twice"
@@ -117,7 +117,7 @@ def test_targets_do_no_work() -> None:
 
 
 def test_workflow_avoids_what_costs_or_hides() -> None:
-    text = "\n".join(p.read_text() for p in (REPOSITORY / "Snakefile", *RULES.glob("*.smk")))
+    text = "\n".join(p.read_text() for p in (REPOSITORY / "Snakefile", *RULES.rglob("*.smk")))
     for pattern in (r"^\s+run:", r"retries:", r"^checkpoint ", r"ancient\(", r"globals\(\)"):
         assert not re.search(pattern, text, flags=re.MULTILINE), pattern
     for path in sources():
@@ -299,7 +299,7 @@ def test_profiles_limit_gpus_and_survive_interruption() -> None:
 
 
 def test_every_key_of_the_configuration_reaches_a_rule() -> None:
-    text = "\n".join(p.read_text() for p in RULES.glob("*.smk"))
+    text = "\n".join(p.read_text() for p in RULES.rglob("*.smk"))
     for section, schema in load_schema()["properties"].items():
         # Some sections are tables of names, some are handed over whole.
         if section in TABLES or re.search(rf'\(config\["{section}"\]\)', text):

@@ -1,0 +1,37 @@
+# Helpers: what is checked before and said after a run.
+ASKING = ("ask_explainer", "ask_latents", "judge_heads", "judge_latents")
+
+
+def check_language_models(dag):
+    """Before the first job: will the endpoints answer that this run is going to ask?"""
+    if not any(job.rule.name in ASKING for job in dag.needrun_jobs()):
+        return
+    # Not at the top, as this file is parsed in every job.
+    from mechatlas.explain.llm.check import check_endpoints
+
+    try:
+        check_endpoints(config)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def clean_up():
+    """Remove half-written files of jobs that were killed. The working directory is locked, so no other run writes."""
+    for folder in ("results", "resources/downloads"):
+        clean_temporaries(folder)
+
+
+def tell_report():
+    for what, name in (("The atlas", "atlas/index.html"), ("The report", "index.html")):
+        page = Path("results/report", name)
+        if page.exists():
+            print(f"{what}: {page.absolute()}", file=sys.stderr)
+
+
+def tell_failure(log_files):
+    print(
+        f"Failed. Each rule's own messages: {Path('logs').absolute()}/<rule>/ ; Snakemake's: {' '.join(log_files)}\n"
+        "Run the same command again to continue. If it says that the directory is locked, run first:\n"
+        "  snakemake --unlock",
+        file=sys.stderr,
+    )
