@@ -47,7 +47,7 @@ random tokens that repeat; short windows come first. From step {plan.entropy_fro
 {plan.entropy_weight:g} x the mean entropy of the attention rows, so that each head attends to few tokens: the heads
 of this model are easier to read than those of models trained without such a term.
 
-The files here are what one run of that rule wrote. A run that is interrupted goes on from its checkpoint and repeats
+The files here are what one run of that recipe gave. A run that is interrupted goes on from its checkpoint and repeats
 the same steps bit for bit; another processor rounds differently, and its model has other heads for the same tasks.
 
 ## Measured
