@@ -7,8 +7,8 @@ notebook, the same bytes in every run). While it runs, and after a failure, the 
 from collections.abc import Sequence
 
 from mechatlas.job import job
-from mechatlas.figures.notebook import execute_notebook, notebook_page, write_notebook
-from mechatlas.io import provenance, read_provenance, write_text
+from mechatlas.figures.notebook import render_notebook
+from mechatlas.io import provenance, read_provenance
 
 
 def main(
@@ -32,10 +32,10 @@ def main(
         "prompts": list(prompts),
         "published": published[0] if published else "",
     }
-    executed = execute_notebook(notebook, notebook_log, parameters)
     facts = provenance(model=name, prompts=[read_provenance(path) for path in prompts])
-    write_notebook(notebook_out, executed, facts)
-    write_text(html, notebook_page(executed, f"Circuits of {name}", facts))
+    title = f"Circuits of {name}"
+    paths = {"notebook_out": notebook_out, "html": html}
+    render_notebook(notebook, notebook_log, parameters, title, facts, **paths)
 
 
 if "snakemake" in globals():

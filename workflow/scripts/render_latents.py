@@ -7,8 +7,8 @@ notebook, the same bytes in every run). While it runs, and after a failure, the 
 from typing import Any
 
 from mechatlas.job import job
-from mechatlas.figures.notebook import execute_notebook, notebook_page, write_notebook
-from mechatlas.io import provenance, read_provenance, write_text
+from mechatlas.figures.notebook import render_notebook
+from mechatlas.io import provenance, read_provenance
 
 
 def main(
@@ -25,12 +25,12 @@ def main(
     """Run the notebook on ``scores`` and the other result ``files`` and write both outputs."""
     parameters = {"name": name, "source": source, "dictionary": dictionary}
     parameters |= {"scores": scores, **files}
-    executed = execute_notebook(notebook, notebook_log, parameters)
     facts = provenance(
         model=name, source=source, dictionary=dictionary, scores=read_provenance(scores)
     )
-    write_notebook(notebook_out, executed, facts)
-    write_text(html, notebook_page(executed, f"Latents of {dictionary}, {name} on {source}", facts))
+    title = f"Latents of {dictionary}, {name} on {source}"
+    paths = {"notebook_out": notebook_out, "html": html}
+    render_notebook(notebook, notebook_log, parameters, title, facts, **paths)
 
 
 if "snakemake" in globals():

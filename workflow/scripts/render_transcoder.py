@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mechatlas.job import job
-from mechatlas.figures.notebook import execute_notebook, notebook_page, write_notebook
-from mechatlas.io import provenance, read_provenance, write_text
+from mechatlas.figures.notebook import render_notebook
+from mechatlas.io import provenance, read_provenance
 
 
 def main(
@@ -28,12 +28,12 @@ def main(
     """Run the notebook on ``evaluation`` and the other result ``files`` and write both outputs."""
     parameters = {"name": name, "source": source, "transcoder": transcoder, "page": html}
     parameters |= {"evaluation": evaluation, "graphs": list(graphs), "sets": list(sets), **files}
-    executed = execute_notebook(notebook, notebook_log, parameters)
     facts = provenance(
         model=name, source=source, transcoder=transcoder, evaluation=read_provenance(evaluation)
     )
-    write_notebook(notebook_out, executed, facts)
-    write_text(html, notebook_page(executed, f"Transcoder {transcoder}, {name} on {source}", facts))
+    title = f"Transcoder {transcoder}, {name} on {source}"
+    paths = {"notebook_out": notebook_out, "html": html}
+    render_notebook(notebook, notebook_log, parameters, title, facts, **paths)
 
 
 if "snakemake" in globals():

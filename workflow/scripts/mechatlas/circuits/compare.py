@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -146,12 +146,6 @@ def file_questions(path: str, tokenizer: Tokenizer, *, bos: bool) -> dict[str, Q
         prompts.append([tokenizer.bos_id, *prompt] if bos else prompt)
         answers.append(whole[len(prompt) :])
     return out
-
-
-def names_used_twice(*groups: Sequence[str]) -> list[str]:
-    """Return names that occur more than once."""
-    names = [name for group in groups for name in group]
-    return sorted({name for name in names if names.count(name) > 1})
 
 
 def _number(value: float | None) -> float:

@@ -193,3 +193,19 @@ def notebook_page(notebook: Any, title: str, facts: Mapping[str, Any]) -> str:
     colours = HtmlFormatter(style="default", nobackground=True).get_style_defs(".highlight")
     style = f"@media (prefers-color-scheme: light) {{\n{colours}\n}}\n{_STYLE}"
     return page(title, f"{_TOGGLE}\n<main>\n{body}\n</main>", facts=facts, style=style)
+
+
+def render_notebook(
+    source: str | Path,
+    log: str | Path,
+    parameters: Mapping[str, Any],
+    title: str,
+    facts: Mapping[str, Any],
+    *,
+    notebook_out: str | Path,
+    html: str | Path,
+) -> None:
+    """Execute a notebook and write it and its page; see `execute_notebook` and `notebook_page`."""
+    executed = execute_notebook(source, log, parameters)
+    write_notebook(notebook_out, executed, facts)
+    write_text(html, notebook_page(executed, title, facts))
