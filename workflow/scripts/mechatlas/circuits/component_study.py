@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from mechatlas.circuits.layer_batches import LayerBatches
 from mechatlas.circuits.lenses import LensSettings, measure_lenses
 from mechatlas.circuits.patching_study import patch_task
 from mechatlas.circuits.resume import Parts
@@ -30,7 +31,7 @@ def study_components(
     seed: int,
     confidence: float,
     bootstrap: int,
-    parts: Parts | None = None,
+    parts: Parts | LayerBatches | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Measure all components of a model on the discovery prompts of a task.
 
@@ -43,7 +44,7 @@ def study_components(
         ``circuits.patching`` and ``circuits.roles`` of the config.
     seed, confidence, bootstrap
         Of the intervals.
-    parts : Parts, optional
+    parts : Parts or LayerBatches, optional
         Where finished parts of the patching are kept.
 
     Returns
