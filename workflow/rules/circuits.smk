@@ -120,7 +120,7 @@ rule prune_nodes:
         model=model_folder,
         name=lambda wildcards: wildcards.model,
         bos=lambda wildcards: model_config(wildcards)["bos"],
-        nodes=config["circuits"]["nodes"],
+        nodes=node_settings,
         options=circuit_options(),
         steps=lambda wildcards: f"results/steps/{wildcards.model}/{wildcards.task}/nodes",
         device=config["device"],

@@ -26,7 +26,7 @@ from mechatlas.circuits.engine import (
     rows_at_once,
 )
 from mechatlas.circuits.metrics import make_metric
-from mechatlas.circuits.resume import Parts
+from mechatlas.circuits.resume import Store
 from mechatlas.io import UserError
 from mechatlas.models.transformer import Transformer
 
@@ -76,7 +76,7 @@ def patch(
     places: Mapping[str, Tensor] | None = None,
     metrics: Sequence[str] = ("logit_difference",),
     rows: int | None = None,
-    parts: Parts | None = None,
+    parts: Store | None = None,
     layers: range | None = None,
 ) -> list[Sweep]:
     """Patch a hook point in every layer (and head), once for each place.
@@ -97,7 +97,7 @@ def patch(
         All are read off the same runs.
     rows : int, optional
         Tokens that run at once.
-    parts : Parts, optional
+    parts : Store, optional
         Keeps what is finished, so that a killed sweep continues. Its facts have to name the model and the prompts;
         those of the sweep are in the names of the parts.
     layers : range, optional

@@ -19,8 +19,8 @@ from mechatlas.circuits.effects import (
     top,
 )
 from mechatlas.circuits.patching import HEAD_POINTS, Sweep, patch, role_places
-from mechatlas.circuits.layer_batches import LayerBatch, LayerBatches
-from mechatlas.circuits.resume import Parts
+from mechatlas.circuits.layer_batches import LayerBatch
+from mechatlas.circuits.resume import Store
 from mechatlas.circuits.task_data import TaskData, arrays_of, roles_of
 
 logger = logging.getLogger("mechatlas")
@@ -54,7 +54,7 @@ def patch_task(
     seed: int,
     confidence: float,
     replicates: int,
-    parts: Parts | LayerBatches | None = None,
+    parts: Store | None = None,
 ) -> PatchingTables:
     """Patch every point of the settings on the discovery prompts.
 
@@ -66,7 +66,7 @@ def patch_task(
     seed : int
     confidence : float
     replicates : int
-    parts : Parts or LayerBatches, optional
+    parts : Store, optional
         Where finished parts are kept.
     """
     effects, pairs, heads = [], [], None
@@ -123,7 +123,7 @@ def strongest_rows(effects: pd.DataFrame, count: int, threshold: float) -> pd.Da
 def _sweeps(
     data: TaskData,
     settings: Mapping[str, Any],
-    parts: Parts | LayerBatch | LayerBatches | None,
+    parts: Store | None,
     layers: range | None = None,
 ) -> Iterator[Sweep]:
     arrays, length = arrays_of(data.discovery), data.discovery.length
