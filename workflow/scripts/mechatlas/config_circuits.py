@@ -31,6 +31,9 @@ def check_circuits(config: Mapping[str, Any], workdir: Path, repository: Path) -
         yield from _check_file(
             f"circuits.published.{name}.file", find_path(entry["file"], workdir, repository)
         )
+    for name in circuits["generation"]["questions"]:
+        if name in tasks:
+            yield f"circuits.generation.questions.{name}: a task has this name, too; choose another one"
     for file in circuits["generation"]["files"]:
         yield from _check_file("circuits.generation.files", find_path(file, workdir, repository))
     yield from _check_ranking(circuits["edges"])

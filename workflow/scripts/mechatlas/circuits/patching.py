@@ -127,7 +127,8 @@ def patch(
         ends = [run.finish([_at_end(run)])[0] for run in runs]
         base, source = runs if direction == "noise" else reversed(runs)
         measure = {n: make_metric(n, model, answers[pairs], wrong[pairs], ends[0]) for n in metrics}
-        values = {f"{n} {e}": m(x) for n, m in measure.items() for e, x in zip(ENDS, ends)}
+        named = dict(zip(ENDS, ends, strict=True))
+        values = {f"{n} {end}": m(x) for n, m in measure.items() for end, x in named.items()}
         found = {f"{n} patched": [ends[0].new_empty(0, units, len(ends[0]))] for n in metrics}
         for x in _swept(base, source, point, where[:, pairs, first:], rows, layers):
             for n, m in measure.items():
