@@ -73,6 +73,27 @@ def test_models_whose_size_is_unknown_are_one_line(tmp_path: Path) -> None:
     assert list(check_spread(config, tmp_path)) == []
 
 
+def test_forecast_counts_the_jobs() -> None:
+    from mechatlas.costs.__main__ import read_config, shapes_of
+    from mechatlas.costs.estimate import estimate
+    from mechatlas.costs.work import work_of
+
+    config = read_config([])
+    shapes = shapes_of(config)
+    one = {work.rule: work for work in work_of(config, shapes)}
+    config["explain"]["units_per_job"], config["circuits"]["layers_per_job"] = 8, 2
+    several = {work.rule: work for work in work_of(config, shapes)}
+    # Two sources with their controls, four layers and two; one dictionary; four tasks in two jobs, and one job.
+    assert [several[rule].jobs for rule in ("fit_heads", "explain_heads")] == [4 * (4 + 2), 8]
+    assert [several[rule].jobs for rule in ("fit_latents", "explain_latents")] == [2, 1]
+    assert [several[rule].jobs for rule in ("patch_layers", "measure_components")] == [8, 5]
+    assert several["fit_heads"].operations == one["explain_heads"].operations
+    hours = {cost.rule: cost.core_hours for cost in estimate(list(several.values()), 128)}
+    before = {cost.rule: cost.core_hours for cost in estimate(list(one.values()), 128)}
+    assert hours["fit_heads"] > before["explain_heads"]
+    assert "fit_heads" not in one and hours["score_heads"] == before["score_heads"]
+
+
 # --- heads and latents ----------------------------------------------------------------------------
 
 

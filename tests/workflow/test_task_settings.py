@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_config import changed, errors_of, good
+from test_config import changed, errors_of
 from test_dag import AFTER_CIRCUITS, AFTER_COMPARISON
 
 from conftest import fake_model, job_counts
@@ -38,13 +38,14 @@ def test_kept_nodes_that_do_not_exist_are_one_line(keep: list, says: list, place
 
 
 def test_nodes_are_checked_against_the_models_of_the_task(place: Path) -> None:
-    fake_model(place / "small")
-    config = good() | {"tasks": {"numerals": NUMERALS | {"keep": ["L1.H1"], "models": ["mine"]}}}
-    complete = complete_config(config, place, place)
-    assert complete["tasks"]["numerals"]["keep"] == ["L1.H1"]
-    assert complete_config(changed("tasks/numerals", NUMERALS), place, place)["tasks"]["numerals"][
-        "keep"
-    ] is None  # fmt: skip
+    config = changed("models/other", None)
+    config["tasks"] = {
+        "numerals": NUMERALS | {"keep": ["L9.H1"], "models": ["other"]},
+        "months": NUMERALS | {"keep": ["L1.H1"], "models": ["mine"]},
+        "days": NUMERALS,
+    }
+    complete = complete_config(config, place, place)["tasks"]
+    assert [task["keep"] for task in complete.values()] == [["L9.H1"], ["L1.H1"], None]
 
 
 @pytest.mark.parametrize(
