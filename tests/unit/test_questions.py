@@ -1,4 +1,4 @@
-"""Questions with answers of several tokens: right, different, and token by token what the tokenizer makes of the text."""
+"""Questions with answers of several tokens: right, different, and made of the tokens of their text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ import pytest
 from mechatlas.corpus.templates import text_of
 from mechatlas.io import UserError
 from mechatlas.models.tokenizer import Tokenizer, load_tokenizer
-from mechatlas.tasks.questions import KINDS, Arithmetic, DaysLater, MonthsLater, Steps, make_questions
+from mechatlas.tasks.questions import (
+    KINDS,
+    Arithmetic,
+    DaysLater,
+    MonthsLater,
+    Steps,
+    make_questions,
+)
 
 MODEL = Path(__file__).resolve().parents[2] / "resources" / "models" / "demo-4l"
 # Written down here, not computed as there.

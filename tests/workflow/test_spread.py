@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_dag import jobs
 
 from conftest import REPOSITORY, job_counts, snakemake, write_yaml
+from test_dag import jobs
 
 HUB = f"models={{hub: {{hub: %s, revision: {'0' * 40}}}, demo-2l: null, demo-4l: null}}"
 SPREAD = ("fit_heads", "fit_latents", "patch_layers")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_config import changed, errors_of
-from test_dag import AFTER_CIRCUITS, AFTER_COMPARISON
 
 from conftest import fake_model, job_counts
 from mechatlas.config import complete_config
+from test_config import changed, errors_of
+from test_dag import AFTER_CIRCUITS, AFTER_COMPARISON
 
 NUMERALS = {"kind": "sequence", "sequence": "numerals"}
 

@@ -37,7 +37,13 @@ def main(
     wanted = heads_to_explain(merged_statistics(trained_chunks), max_heads)
     place, settings = pick_device(gpu, device), settings_from(programs, seed)
     records = explain_layers(
-        data, share(data.layers, *batch), wanted, settings, controls=controls, seed=seed, device=place
+        data,
+        share(data.layers, *batch),
+        wanted,
+        settings,
+        controls=controls,
+        seed=seed,
+        device=place,
     )
     write_jsonl(explanations, records, provenance(**data.facts, batch=list(batch), seed=seed))
 

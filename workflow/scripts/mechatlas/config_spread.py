@@ -1,4 +1,4 @@
-"""How many jobs a configuration spreads heads, latents and layers over; cheap enough for every parse of the Snakefile."""
+"""How many jobs a configuration spreads heads, latents and layers over; cheap, as it runs with every parse."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def check_spread(config: Mapping[str, Any], workdir: Path) -> Iterator[str]:
             # The download has to be planned without what it is needed for.
             without = " ".join(f"'{key.replace('.', '={')}: 0}}'" for key in wanted)
             yield (
-                f"{key}: {value} needs the size of models.{name} ({model['hub']}), which is not known before it is here; "
-                f"fetch it first: snakemake --cores 1 {folder} --config {without}"
+                f"{key}: {value} needs the size of models.{name} ({model['hub']}), which is not known before it is "
+                f"here; fetch it first: snakemake --cores 1 {folder} --config {without}"
             )
 
 

@@ -37,7 +37,9 @@ class LayerBatch:
 
     def write(self, path: str | Path) -> None:
         """Write all parts that were asked for."""
-        arrays = {f"{name}/{key}": x for name, part in self.found.items() for key, x in part.items()}
+        arrays = {
+            f"{name}/{key}": x for name, part in self.found.items() for key, x in part.items()
+        }
         write_arrays(path, arrays, self.parts.facts)
 
 
@@ -84,7 +86,7 @@ class LayerBatches:
         part = {k[len(start) :]: x for k, x in self.batches[number].items() if k.startswith(start)}
         if not part:
             raise UserError(
-                f"{self.paths[number]} holds no {name}: it was made on another kind of device; set device to cpu or cuda, "
-                "delete the file and run again"
+                f"{self.paths[number]} holds no {name}: it was made on another kind of device; set device to cpu or "
+                "cuda, delete the file and run again"
             )
         return part

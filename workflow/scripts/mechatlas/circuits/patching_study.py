@@ -18,8 +18,8 @@ from mechatlas.circuits.effects import (
     text_heatmap,
     top,
 )
-from mechatlas.circuits.patching import HEAD_POINTS, Sweep, patch, role_places
 from mechatlas.circuits.layer_batches import LayerBatch
+from mechatlas.circuits.patching import HEAD_POINTS, Sweep, patch, role_places
 from mechatlas.circuits.resume import Store
 from mechatlas.circuits.task_data import TaskData, arrays_of, roles_of
 

@@ -1,8 +1,8 @@
 """Questions whose answers may be several tokens: sums, number sequences, and word problems about dates.
 
 They are for exact match of what a model generates, with and without a circuit's heads; a task, whose answer is one
-token, is something else. The kinds are those of the removal experiments of Lan, Torr and Barez (2023, arXiv 2311.04131),
-in words of our own.
+token, is something else. The kinds are those of the experiments with removed heads of Lan, Torr and Barez (2023, arXiv
+2311.04131), in words of our own.
 """
 
 from __future__ import annotations
