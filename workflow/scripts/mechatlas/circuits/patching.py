@@ -25,7 +25,7 @@ from mechatlas.circuits.engine import (
     pair_slices,
     rows_at_once,
 )
-from mechatlas.circuits.metrics import make_metric
+from mechatlas.circuits.metrics import make_metric, measure
 from mechatlas.circuits.resume import Store
 from mechatlas.io import UserError
 from mechatlas.models.transformer import Transformer
@@ -126,15 +126,17 @@ def patch(
         runs = [Run(model, x[pairs].to(model.device), first) for x in (clean, corrupted)]
         ends = [run.finish([_at_end(run)])[0] for run in runs]
         base, source = runs if direction == "noise" else reversed(runs)
-        measure = {n: make_metric(n, model, answers[pairs], wrong[pairs], ends[0]) for n in metrics}
-        named = dict(zip(ENDS, ends, strict=True))
-        values = {f"{n} {end}": m(x) for n, m in measure.items() for end, x in named.items()}
-        found = {f"{n} patched": [ends[0].new_empty(0, units, len(ends[0]))] for n in metrics}
-        for x in _swept(base, source, point, where[:, pairs, first:], rows, layers):
-            for n, m in measure.items():
-                found[f"{n} patched"].append(m(x))
-        values |= {name: torch.cat(chunks) for name, chunks in found.items()}
-        return {name: x.to(wide).cpu().numpy() for name, x in values.items()}
+        made = [make_metric(n, model, answers[pairs], wrong[pairs], ends[0]) for n in metrics]
+        values = {end: measure(made, x) for end, x in zip(ENDS, ends, strict=True)}
+        swept = _swept(base, source, point, where[:, pairs, first:], rows, layers)
+        chunks = [[x.new_empty(0, units, len(x)) for x in values["clean"]]]
+        chunks += [measure(made, x) for x in swept]
+        values["patched"] = [torch.cat(column) for column in zip(*chunks, strict=True)]
+        return {
+            f"{n} {k}": x.to(wide).cpu().numpy()
+            for k, columns in values.items()
+            for n, x in zip(metrics, columns, strict=True)
+        }
 
     found = []
     with fast_matmul(), torch.inference_mode():
