@@ -101,6 +101,9 @@ tell([quiet, again, late() is None, early() is not None])
 
 def test_a_usual_start_is_left_alone() -> None:
     """`settle` in a program that did not start quickly freezes nothing."""
-    assert in_a_process(
-        "gc.enable()\nfrom mechatlas.start import settle\nsettle()\ntell(gc.get_freeze_count())"
-    ) == 0
+    assert (
+        in_a_process(
+            "gc.enable()\nfrom mechatlas.start import settle\nsettle()\ntell(gc.get_freeze_count())"
+        )
+        == 0
+    )
