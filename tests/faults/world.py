@@ -134,7 +134,7 @@ class World:
         ]
 
     def kernels(self) -> list[int]:
-        return [pid for pid in self.processes() if "ipykernel_launcher" in _command(pid)]
+        return [pid for pid in self.processes() if "ipykernel" in _command(pid)]
 
     def wait_until_empty(self, seconds: float = 20) -> list[int]:
         """Return the processes that are still alive after some seconds: none, unless something was orphaned."""
@@ -158,6 +158,7 @@ class Run:
             self.process = subprocess.Popen(
                 command, cwd=world.folder, env=world.environment, stdout=out,
                 stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
+                preexec_fn=_hear_ctrl_c,
             )  # fmt: skip
 
     def said(self) -> str:
@@ -196,6 +197,11 @@ class Run:
         """End everything, whatever state it is in."""
         self.signal_group(signal.SIGKILL)
         self.process.wait()
+
+
+def _hear_ctrl_c() -> None:
+    # A shell without job control starts what runs in the background deaf to it, and that is inherited.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _command(pid: int) -> str:

@@ -254,6 +254,7 @@ def test_published_numbers_are_put_beside_ours(data, tmp_path):
 
     assert ours()["ours"] == 1 and ours()["difference"] == 0
     assert ours(item="L0.H3")["difference"] == -1
+    assert np.isnan(ours(item="L9.H9")["difference"])  # a smaller model has no such head
     assert (
         ours(quantity="circuit percent on this task", item="planted", value=80)["difference"] == 10
     )

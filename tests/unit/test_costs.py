@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mechatlas.costs.__main__ import DOCS, main, read_config, shapes_of
+from mechatlas.costs.__main__ import DOCS, main, read_config, shapes_of, whole_cpu
 from mechatlas.costs.estimate import (
     TABLES,
     Measured,
@@ -111,6 +111,14 @@ def test_the_measured_run_is_forecast_within_a_tenth(default) -> None:
     costs = estimate(work_of(config, shapes), max(s.d for s in shapes.values()))
     wanted = sum(max(run.cpu_s for run in runs) for runs in read_runs().values())
     assert sum(cost.core_hours for cost in costs) * 3600 == pytest.approx(wanted, rel=0.1)
+
+
+def test_what_snakemake_did_not_look_at_is_added() -> None:
+    """A job that is busy throughout took its whole time, however long ago the last look was."""
+    for seconds, looked_at in ((9.0, 9.0), (15.5, 15.5), (31.6, 15.5), (46.0, 45.5), (80.0, 75.5)):
+        assert whole_cpu(seconds, looked_at) == pytest.approx(seconds), seconds
+    assert whole_cpu(40.0, 7.75) == pytest.approx(20.0)  # half busy
+    assert whole_cpu(3.0, 0.0) == 0
 
 
 def test_two_runs_give_start_and_slope() -> None:

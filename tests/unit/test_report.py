@@ -7,7 +7,9 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
+import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -340,6 +342,27 @@ def test_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     with notebook_module.jupyter_folders():
         assert os.environ["JUPYTER_PATH"] != "/somewhere" and "IPYTHONDIR" in os.environ
     assert os.environ["JUPYTER_PATH"] == "/somewhere" and "IPYTHONDIR" not in os.environ
+
+
+def test_folders_of_killed_processes_are_removed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A process that is killed leaves its folder; the next one removes it, but not that of one that lives."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = (
+        "import os, signal, sys, tempfile; tempfile.tempdir = sys.argv[1]\n"
+        "from mechatlas.figures.notebook import jupyter_folders\n"
+        "with jupyter_folders(): os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    library = str(Path(notebook_module.__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": library}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment)
+    (left,) = tmp_path.glob("mx-*")
+    with notebook_module.jupyter_folders() as one:
+        assert not left.exists()
+        with notebook_module.jupyter_folders() as other:
+            assert one.exists() and other.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_index_links_what_is_there(paths: dict[str, str], tmp_path: Path) -> None:

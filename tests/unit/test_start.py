@@ -74,3 +74,36 @@ def test_a_process_that_has_torch_is_left_alone() -> None:
     )
     assert "Deferral" not in finders
     assert threshold > 700
+
+
+def test_garbage_is_looked_for_once_the_work_begins() -> None:
+    """Not while modules are imported; then a cycle that work leaves behind is found, what was there before is not."""
+    quiet, again, found, kept = in_a_process(
+        """
+import weakref
+from mechatlas.start import settle
+class Node: pass
+def cycle():
+    one, other = Node(), Node()
+    one.other, other.one = other, one
+    return weakref.ref(one)
+early = cycle()
+quiet = gc.isenabled()
+settle()
+late = cycle()
+again = gc.isenabled()
+gc.collect()
+tell([quiet, again, late() is None, early() is not None])
+"""
+    )
+    assert (quiet, again, found, kept) == (False, True, True, True)
+
+
+def test_a_usual_start_is_left_alone() -> None:
+    """`settle` in a program that did not start quickly freezes nothing."""
+    assert (
+        in_a_process(
+            "gc.enable()\nfrom mechatlas.start import settle\nsettle()\ntell(gc.get_freeze_count())"
+        )
+        == 0
+    )

@@ -251,6 +251,11 @@ BROKEN = {
         ["tasks.t.models", "'mein'", "'mine'"],
     ),
     "reserved name": ("models/report", {"path": "model"}, ["models.report", "reserved"]),
+    "a model where the atlas lies": (
+        "models/atlas",
+        {"path": "model"},
+        ["models.atlas", "reserved"],
+    ),
     "control's suffix": ("models/a.random", {"path": "model"}, ["models.a.random", ".random"]),
 }
 

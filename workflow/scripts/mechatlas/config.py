@@ -39,8 +39,17 @@ TABLES = (
 )
 CIRCUIT_TABLES = ("extra", "published")
 RESERVED = (
-    *("benchmarks", "circuits", "dictionaries", "graphs", "report", "sources", "steps", "tasks"),
-    "transcoders",
+    *(
+        "atlas",
+        "benchmarks",
+        "circuits",
+        "dictionaries",
+        "figures",
+        "graphs",
+        "report",
+        "retrained",
+    ),
+    *("sources", "steps", "tasks", "transcoders"),
 )
 
 Schema = Mapping[str, Any]

@@ -43,7 +43,7 @@ from typing import Any
 
 from mechatlas.io import UserError
 from mechatlas.io.seals import break_seals, check_seals, seal
-from mechatlas.start import quicken
+from mechatlas.start import quicken, settle
 
 logger = logging.getLogger("mechatlas")
 
@@ -91,6 +91,7 @@ class job:  # noqa: N801 - reads as a statement: with job(snakemake) as argument
         self.log = str(snakemake.log[0])
 
     def __enter__(self) -> dict[str, Any]:
+        settle()
         self.handlers = _start_logging(self.log)
         _set_environment(int(self.snakemake.threads), self.offline)
         if type(self.snakemake).__module__.startswith("snakemake"):

@@ -1,9 +1,9 @@
 """A cheap start for the processes of jobs, most of whose time would go into imports.
 
 Half of what ``import torch`` loads serves its compiler, its exporter and training on many machines. `quicken` lets such
-modules load when something in them is used, which in a job is never. It also lets Python look for garbage less often:
-imports make a million objects that stay, and looking through them, again and again and at the end, costs as much as
-making them.
+modules load when something in them is used, which in a job is never. It also keeps Python from looking for garbage
+before the work begins (`settle`), and lets it look less often then: imports make a million objects that stay, and
+looking through them, again and again and at the end, costs as much as making them.
 """
 
 from __future__ import annotations
@@ -33,11 +33,19 @@ GARBAGE_THRESHOLD = (
 
 
 def quicken() -> None:
-    """Make the imports of this process and its end cheaper; call it before torch is imported."""
+    """Make the imports of this process and its end cheaper; call it before torch is imported, `settle` after."""
+    gc.disable()
     gc.set_threshold(GARBAGE_THRESHOLD)
     atexit.register(gc.freeze)
     if "torch" not in sys.modules:
         sys.meta_path.insert(0, Deferral(DEFERRED, NEED_ALL))
+
+
+def settle() -> None:
+    """Let Python look for garbage again, among what comes from now on, if `quicken` stopped it."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 class Deferral:

@@ -78,6 +78,12 @@ def only(table: pd.DataFrame, column: str, where: Mapping[str, Any]) -> float:
     return float(table[column].iloc[0]) if len(table) == 1 else float("nan")
 
 
+def _in_circuit(found: Found, item: str) -> float:
+    """1 or 0; NaN for a component that the model does not have."""
+    known = found.one("nodes/effects", "value", component=item, base="full")
+    return float("nan") if np.isnan(known) else float(item in found.members)
+
+
 def _without(base: str) -> Callable[[Found, str], float]:
     def percent(found: Found, item: str) -> float:
         split = "discovery" if base == "full" else "held_out"
@@ -126,7 +132,7 @@ QUANTITIES: dict[str, Callable[[Found, str], float]] = {
     "circuit percent": lambda found, item: found.scores("discovery")["percent"],
     "percent left without it": _without("full"),
     "percent left without it, circuit": _without("circuit"),
-    "in circuit": lambda found, item: float(item in found.members),
+    "in circuit": _in_circuit,
     "circuit percent on this task": _on_this_task,
     "OV copy percent": _ov("copy"),
     "OV next percent": _ov("next"),

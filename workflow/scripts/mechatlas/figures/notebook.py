@@ -1,14 +1,18 @@
 """Notebooks: executed with this interpreter, cleaned to stable bytes, rendered as one page.
 
 Jupyter's and IPython's folders are temporary, so that a run neither depends on the home folder nor leaves anything in
-it, and the kernel talks over files rather than the network, so that a run works where there is none.
+it, and the kernel talks over files rather than the network, so that a run works where there is none. What a killed run
+leaves of them, the next one removes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import fcntl
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -24,6 +28,7 @@ KERNEL_START = (
     "from mechatlas.start import quicken; quicken(); "
     "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
 )
+PREFIX, LOCK = "mx-", "in-use"
 LIBRARY = Path(__file__).resolve().parents[2]
 # What papermill adds that differs from run to run.
 _RUN_METADATA = ("papermill", "execution")
@@ -38,7 +43,9 @@ body:has(#mx-code:checked) .code_cell > .input { display: block; }
 @contextmanager
 def jupyter_folders() -> Iterator[Path]:
     """Give Jupyter and IPython a temporary folder, with a kernel that runs this interpreter and this library."""
-    with tempfile.TemporaryDirectory(prefix="mx-") as root:
+    remove_abandoned()
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as root, open(Path(root, LOCK), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # held as long as this process lives
         spec = Path(root, "data", "kernels", KERNEL, "kernel.json")
         spec.parent.mkdir(parents=True)
         paths = [str(LIBRARY), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -68,6 +75,15 @@ def jupyter_folders() -> Iterator[Path]:
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
+
+
+def remove_abandoned() -> None:
+    """Remove the temporary folders of processes that were killed."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{LOCK}"):
+        # That of another user, of a process that lives, or one that was removed at this moment.
+        with contextlib.suppress(OSError), open(lock) as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent)
 
 
 def execute_notebook(source: str | Path, log: str | Path, parameters: Mapping[str, Any]) -> Any:
