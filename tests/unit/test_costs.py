@@ -101,7 +101,7 @@ def test_rules_that_ask_for_a_gpu_are_those_of_the_workflow(default) -> None:
         for rule, body in re.findall(
             r"^rule (\w+):\n((?:(?!^rule ).*\n)*)", path.read_text(), re.M
         ):
-            asking |= {rule} if "gpu=gpu_request" in body else set()
+            asking |= {rule} if re.search("gpu=gpu_(request|unless)", body) else set()
     counted = works(*default)
     assert {work.rule for work in counted.values() if work.gpu} == asking & set(counted)
 

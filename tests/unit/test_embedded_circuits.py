@@ -38,7 +38,7 @@ def config():
 def test_circuits_are_faithful_on_held_out_prompts_and_beat_random_ones(task, config, tmp_path):
     plain = {"model": MODEL, "name": "demo-4l", "device": "cpu", "dtype": "float32"}
     prompts, audit = str(tmp_path / "prompts.jsonl"), str(tmp_path / "audit.json")
-    settings = {k: v for k, v in config["tasks"][task].items() if k != "models"}
+    settings = {k: v for k, v in config["tasks"][task].items() if k not in ("models", "keep")}
     script("prepare_prompts").main(prompts, audit, task=task, settings=settings, seed=0, **plain)
     files = {name: str(tmp_path / "nodes" / f"{name}.parquet") for name in TABLES}
     circuit = tmp_path / "nodes" / "circuit.json"

@@ -216,6 +216,8 @@ def test_scripts_without_tensors_import_no_torch() -> None:
     with_tensors = {
         "capture_heads",
         "explain_heads",
+        "fit_heads",
+        "patch_layers",
         "replace_heads",
         "train_demo_model",
         "fetch_model",

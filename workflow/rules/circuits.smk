@@ -1,10 +1,45 @@
 # What carries each task: patching, roles and lenses; pruned circuits of nodes; circuits of edges; all tasks compared.
 
 
+rule patch_layers:
+    """Patch the components of some layers of a model on one task, for `measure_components` to gather."""
+    input:
+        prompts="results/{model}/tasks/{task}/prompts.jsonl",
+        model_files=model_inputs,
+    output:
+        patched=LAYER_BATCH,
+    log:
+        "logs/patch_layers/{model}/{task}/{batch}.log",
+    benchmark:
+        "results/benchmarks/patch_layers/{model}/{task}/{batch}.tsv"
+    wildcard_constraints:
+        model=TRAINED,
+    conda:
+        "../../envs/mechatlas.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(1500, per_weight=4),
+        runtime=minutes(240),
+        gpu=gpu_request,
+    params:
+        model=model_folder,
+        name=lambda wildcards: wildcards.model,
+        batch=place_among(layer_jobs),
+        bos=lambda wildcards: model_config(wildcards)["bos"],
+        patching=config["circuits"]["patching"],
+        steps=lambda wildcards: f"results/steps/{wildcards.model}/{wildcards.task}/patching",
+        device=config["device"],
+        dtype=config["dtype"],
+        code=script_digest("patch_layers"),
+    script:
+        "../scripts/patch_layers.py"
+
+
 rule measure_components:
     """Patch every component of a model on one task, measure the roles of heads, and read the residual stream."""
     input:
         prompts="results/{model}/tasks/{task}/prompts.jsonl",
+        batches=gathered(layer_jobs, LAYER_BATCH),
         model_files=model_inputs,
         task_files=task_files,
     output:
@@ -85,7 +120,7 @@ rule prune_nodes:
         model=model_folder,
         name=lambda wildcards: wildcards.model,
         bos=lambda wildcards: model_config(wildcards)["bos"],
-        nodes=config["circuits"]["nodes"],
+        nodes=node_settings,
         options=circuit_options(),
         steps=lambda wildcards: f"results/steps/{wildcards.model}/{wildcards.task}/nodes",
         device=config["device"],

@@ -16,7 +16,9 @@ sys.path.insert(0, str(REPOSITORY / "workflow" / "scripts"))
 from mechatlas.cluster import missing_profile
 from mechatlas.config import RANDOM_SUFFIX, ConfigError, complete_config
 from mechatlas.config_files import dictionary_paths, find_path, model_files, source_files
+from mechatlas.config_spread import head_batches, latent_batches
 from mechatlas.corpus.stackexchange import dump_files
+from mechatlas.costs.shapes import shape_of
 from mechatlas.dictionaries.published import LAYERS as OPENAI_LAYERS
 from mechatlas.dictionaries.published import SITES as OPENAI_SITES
 from mechatlas.io.atomic import clean_temporaries
@@ -24,6 +26,7 @@ from mechatlas.io.closure import closure_digest
 from mechatlas.io.digest import code_digest
 from mechatlas.io.errors import UserError
 from mechatlas.machine import gpu_present
+from mechatlas.spread import batch_names
 
 if (named := missing_profile(sys.argv)) is not None:
     raise WorkflowError(
@@ -55,6 +58,7 @@ EVERY_MODEL = rf"(?:{TRAINED})(?:{re.escape(RANDOM_SUFFIX)})?"
 wildcard_constraints:
     source="|".join(map(re.escape, SOURCES)),
     chunk=r"[0-9]+",
+    batch=r"[0-9]+",
 
 
 def lib_digest(*areas):
@@ -261,4 +265,5 @@ include: "helpers/figures.smk"
 include: "helpers/atlas.smk"
 include: "helpers/forecast.smk"
 include: "helpers/resources.smk"
+include: "helpers/spread.smk"
 include: "helpers/messages.smk"

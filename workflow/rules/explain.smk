@@ -1,12 +1,49 @@
 # Explanations of heads, and groups of explanations.
 
 
+rule fit_heads:
+    """Fit an explanation to every head of some layers, for `explain_heads` to gather."""
+    input:
+        windows=windows_of,
+        chunks=chunks_of,
+        trained_chunks=trained_chunks_of,
+        tokenizer_files=tokenizer_inputs,
+    output:
+        explanations=HEAD_BATCH,
+    log:
+        "logs/fit_heads/{model}/{source}/{batch}.log",
+    benchmark:
+        "results/benchmarks/fit_heads/{model}/{source}/{batch}.tsv"
+    wildcard_constraints:
+        model=EVERY_MODEL,
+    conda:
+        "../../envs/mechatlas.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(700, per_pattern=200),
+        runtime=minutes(60),
+        gpu=gpu_request,
+    params:
+        model=model_folder,
+        bos=lambda wildcards: model_config(wildcards)["bos"],
+        batch=place_among(head_jobs),
+        max_heads=config["explain"]["max_heads"],
+        programs=config["explain"]["programs"],
+        controls=controls_among("shuffled"),
+        seed=config["seed"],
+        device=config["device"],
+        code=script_digest("fit_heads"),
+    script:
+        "../scripts/fit_heads.py"
+
+
 rule explain_heads:
     """Fit an explanation to every head, from patterns of train documents, chosen by validation."""
     input:
         windows=windows_of,
         chunks=chunks_of,
         trained_chunks=trained_chunks_of,
+        batches=gathered(head_jobs, HEAD_BATCH),
         tokenizer_files=tokenizer_inputs,
     output:
         explanations="results/{model}/{source}/heads/explanations/programs.jsonl",
@@ -22,7 +59,7 @@ rule explain_heads:
     resources:
         mem_mb=memory(700, per_pattern=200),
         runtime=minutes(60),
-        gpu=gpu_request,
+        gpu=gpu_unless(head_jobs),
     params:
         model=model_folder,
         bos=lambda wildcards: model_config(wildcards)["bos"],

@@ -65,11 +65,45 @@ rule merge_latents:
         "../scripts/merge_latents.py"
 
 
+rule fit_latents:
+    """Fit a program to some of the explained latents and their controls, for `explain_latents` to gather."""
+    input:
+        windows=windows_of,
+        activations="results/{model}/{source}/latents/{dictionary}/activations.parquet",
+        tokenizer_files=tokenizer_inputs,
+    output:
+        explanations=LATENT_BATCH,
+    log:
+        "logs/fit_latents/{model}/{source}/{dictionary}/{batch}.log",
+    benchmark:
+        "results/benchmarks/fit_latents/{model}/{source}/{dictionary}/{batch}.tsv"
+    wildcard_constraints:
+        model=EVERY_MODEL,
+    conda:
+        "../../envs/mechatlas.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(800, per_window=200),
+        runtime=minutes(60),
+        gpu=0,
+    params:
+        model=model_folder,
+        bos=lambda wildcards: model_config(wildcards)["bos"],
+        batch=place_among(latent_jobs),
+        programs=config["latents"]["programs"],
+        controls=latent_controls("shuffled", "random_direction"),
+        seed=config["seed"],
+        code=script_digest("fit_latents"),
+    script:
+        "../scripts/fit_latents.py"
+
+
 rule explain_latents:
     """Fit a program to every explained latent on train documents, chosen by validation, and to its controls."""
     input:
         windows=windows_of,
         activations="results/{model}/{source}/latents/{dictionary}/activations.parquet",
+        batches=gathered(latent_jobs, LATENT_BATCH),
         tokenizer_files=tokenizer_inputs,
     output:
         explanations="results/{model}/{source}/latents/{dictionary}/explanations/programs.jsonl",

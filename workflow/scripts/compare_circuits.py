@@ -19,6 +19,7 @@ from mechatlas.circuits.compare import (
 from mechatlas.circuits.task_data import load_tasks
 from mechatlas.io import provenance, write_table
 from mechatlas.models.device import pick_device
+from mechatlas.tasks.questions import make_questions
 
 
 def main(
@@ -63,6 +64,9 @@ def main(
         t: task_questions(data, settings["prompts"], settings["tokens"])
         for t, data in tasks.items()
     }
+    how = {"bos": first.batch.bos, "seed": seed}
+    for key, entry in settings["questions"].items():
+        asked[key] = make_questions(key, entry, first.tokenizer, **how)
     for path in questions:
         asked |= file_questions(path, first.tokenizer, bos=first.batch.bos)
     tables = generation_tables(tasks, every, settings, asked, seed=seed)

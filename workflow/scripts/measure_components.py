@@ -2,14 +2,16 @@
 
 Inputs: prompts.jsonl, the model folder. Outputs: patching/effects.parquet, pair_effects.parquet and strongest.csv;
 roles/heads.parquet; the tables of lens/. ``steps`` is a folder in which finished parts of the patching are kept, so
-that a killed run continues.
+that a killed run continues. ``batches`` are the files of the jobs in which layers were patched, if there were any
+(rule patch_layers).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mechatlas.job import job
 from mechatlas.circuits.component_study import study_components
+from mechatlas.circuits.layer_batches import LayerBatches
 from mechatlas.circuits.steps import Steps
 from mechatlas.circuits.task_data import load_task_data
 from mechatlas.io import write_table, write_text
@@ -28,6 +30,7 @@ def main(
     device: str,
     dtype: str,
     strongest: str,
+    batches: Sequence[str] = (),
     bos: str | None = None,
     gpu: int = 0,
     **tables: str,
@@ -35,7 +38,8 @@ def main(
     """Study the task whose prompts and config entry ``settings`` are given; ``tables`` are the paths of all tables."""
     data = load_task_data(prompts, model, name, pick_device(gpu, device), dtype, bos)
     kept = Steps(steps, data, {}, "circuits/patching.py")
-    study = study_components(data, settings, patching, thresholds, parts=kept.parts, **options)
+    parts = LayerBatches(batches, kept.facts) if batches else kept.parts
+    study = study_components(data, settings, patching, thresholds, parts=parts, **options)
     facts = {**data.facts, "patching": dict(patching), **options}
     for table, path in tables.items():
         write_table(path, study[table], facts)

@@ -63,6 +63,12 @@ def circuit_options():
     }
 
 
+def node_settings(wildcards):
+    """Param: how nodes are pruned, with the nodes that a task keeps."""
+    kept = config["tasks"][wildcards.task]["keep"]
+    return config["circuits"]["nodes"] | ({} if kept is None else {"keep": kept})
+
+
 PUBLISHED = config["circuits"]["published"]
 
 

@@ -9,7 +9,8 @@ def tasks_of(model):
 
 def task_settings(wildcards):
     """The config entry of a task, with the file of a task of the user's own as it is found."""
-    settings = {k: v for k, v in config["tasks"][wildcards.task].items() if k != "models"}
+    entry = config["tasks"][wildcards.task]
+    settings = {k: v for k, v in entry.items() if k not in ("models", "keep")}
     if "file" in settings:
         settings["file"] = task_files(wildcards)[0]
     return settings

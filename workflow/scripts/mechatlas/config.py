@@ -25,6 +25,7 @@ from mechatlas.config_files import (
     check_source,
     find_path,
 )
+from mechatlas.config_spread import check_spread
 from mechatlas.io.errors import UserError
 
 SCHEMA = Path(__file__).resolve().parents[2] / "schemas" / "config.schema.yaml"
@@ -135,6 +136,7 @@ def cross_check(config: Mapping[str, Any], workdir: Path, repository: Path) -> I
         if file and not find_path(file, workdir, repository).is_file():
             yield f"tasks.{name}.file: {file!r} is no file in {workdir} or {repository}; correct the path"
     yield from check_circuits(config, workdir, repository)
+    yield from check_spread(config, workdir)
     yield from check_results(workdir / "results")
 
 

@@ -31,11 +31,18 @@ def check_circuits(config: Mapping[str, Any], workdir: Path, repository: Path) -
         yield from _check_file(
             f"circuits.published.{name}.file", find_path(entry["file"], workdir, repository)
         )
+    for name in circuits["generation"]["questions"]:
+        if name in tasks:
+            yield f"circuits.generation.questions.{name}: a task has this name, too; choose another one"
     for file in circuits["generation"]["files"]:
         yield from _check_file("circuits.generation.files", find_path(file, workdir, repository))
     yield from _check_ranking(circuits["edges"])
-    if circuits["nodes"]["keep"]:
-        yield from _check_kept(circuits["nodes"]["keep"], models, workdir, repository)
+    yield from _check_kept(
+        "circuits.nodes.keep", circuits["nodes"]["keep"], models, workdir, repository
+    )
+    for name, task in tasks.items():
+        mine = {k: v for k, v in models.items() if task["models"] is None or k in task["models"]}
+        yield from _check_kept(f"tasks.{name}.keep", task["keep"] or (), mine, workdir, repository)
 
 
 def _check_file(key: str, path: Path) -> Iterator[str]:
@@ -67,10 +74,10 @@ def _check_ranking(edges: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _check_kept(
-    keep: Sequence[str], models: Mapping[str, Any], workdir: Path, repository: Path
+    key: str, keep: Sequence[str], models: Mapping[str, Any], workdir: Path, repository: Path
 ) -> Iterator[str]:
     for name, model in models.items():
-        if "path" not in model:
+        if not keep or "path" not in model:
             continue
         try:
             shape = read_config(find_path(model["path"], workdir, repository))
@@ -80,6 +87,6 @@ def _check_kept(
             layer, head = re.fullmatch(r"L(\d+)\.(?:H(\d+)|mlp)", node).groups()
             if int(layer) >= shape.n_layers or int(head or 0) >= shape.n_heads:
                 yield (
-                    f"circuits.nodes.keep: {name} has no {node}, only {shape.n_layers} layers of {shape.n_heads} heads "
+                    f"{key}: {name} has no {node}, only {shape.n_layers} layers of {shape.n_heads} heads "
                     "(counted from 0); correct it, or leave the model out"
                 )

@@ -9,7 +9,7 @@ import pandas as pd
 
 from mechatlas.circuits.lenses import LensSettings, measure_lenses
 from mechatlas.circuits.patching_study import patch_task
-from mechatlas.circuits.resume import Parts
+from mechatlas.circuits.resume import Store
 from mechatlas.circuits.roles import RoleThresholds, label_roles, measure_roles
 from mechatlas.circuits.task_data import (
     TaskData,
@@ -30,7 +30,7 @@ def study_components(
     seed: int,
     confidence: float,
     bootstrap: int,
-    parts: Parts | None = None,
+    parts: Store | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Measure all components of a model on the discovery prompts of a task.
 
@@ -43,7 +43,7 @@ def study_components(
         ``circuits.patching`` and ``circuits.roles`` of the config.
     seed, confidence, bootstrap
         Of the intervals.
-    parts : Parts, optional
+    parts : Store, optional
         Where finished parts of the patching are kept.
 
     Returns

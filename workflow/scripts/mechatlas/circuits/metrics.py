@@ -7,6 +7,7 @@ a bounded number of rows at a time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -43,17 +44,7 @@ class Metric:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the values ``[..., N]`` of normalised final residuals ``[..., N, d]``."""
-        if self.name == "logit_difference":
-            return (x * self.direction).sum(-1)
-        rows = x.reshape(-1, *x.shape[-2:])
-        size = max(1, LOGITS_PER_CHUNK // len(self.unembedding))
-        pairs = torch.arange(rows.shape[1], device=x.device)
-        columns = [
-            torch.cat([self._of_vocabulary(part, few) for part in rows[:, few].split(
-                max(1, size // len(few)))])
-            for few in pairs.split(size)
-        ]  # fmt: skip
-        return torch.cat(columns, dim=1).view(x.shape[:-1])
+        return measure([self], x)[0]
 
     @property
     def direction(self) -> Tensor:
@@ -65,18 +56,45 @@ class Metric:
         clean = None if self.clean is None else self.clean[index]
         return replace(self, answers=self.answers[index], wrong=self.wrong[index], clean=clean)
 
-    def _of_vocabulary(self, x: Tensor, pairs: Tensor) -> Tensor:
-        logits = x @ self.unembedding.mT
+    def of_logits(self, logits: Tensor, pairs: Tensor) -> Tensor:
+        """Return the values ``[K, n]`` of logits ``[K, n, V]`` of some pairs (not of a logit difference)."""
         answers, wrong = (
-            ids[pairs].expand(len(x), -1)[..., None] for ids in (self.answers, self.wrong)
+            ids[pairs].expand(len(logits), -1)[..., None] for ids in (self.answers, self.wrong)
         )
         if self.name == "rank":
-            return (logits > logits.gather(-1, answers)).sum(-1).to(x.dtype)
+            return (logits > logits.gather(-1, answers)).sum(-1).to(logits.dtype)
         log_p = logits.log_softmax(-1)
         if self.name == "kl":
             clean = (self.clean[pairs] @ self.unembedding.mT).log_softmax(-1)
             return (clean.exp() * (clean - log_p)).sum(-1)
         return (log_p.gather(-1, answers).exp() - log_p.gather(-1, wrong).exp())[..., 0]
+
+
+def measure(metrics: Sequence[Metric], x: Tensor) -> list[Tensor]:
+    """Return the values ``[..., N]`` of several metrics of the same pairs, whose logits are computed once.
+
+    Parameters
+    ----------
+    metrics : sequence of Metric
+        Of one model.
+    x : Tensor [..., N, d]
+        Normalised final residuals.
+    """
+    wide = [metric for metric in metrics if metric.name != "logit_difference"]
+    found = dict(zip([m.name for m in wide], _of_vocabulary(wide, x) if wide else (), strict=True))
+    return [found[m.name] if m.name in found else (x * m.direction).sum(-1) for m in metrics]
+
+
+def _of_vocabulary(metrics: Sequence[Metric], x: Tensor) -> Tensor:
+    """Return the values ``[M, ..., N]`` of M metrics, a bounded number of logits at a time."""
+    rows, unembedding = x.reshape(-1, *x.shape[-2:]), metrics[0].unembedding
+    size = max(1, LOGITS_PER_CHUNK // len(unembedding))
+    columns = []
+    for few in torch.arange(rows.shape[1], device=x.device).split(size):
+        chunks = (part @ unembedding.mT for part in rows[:, few].split(max(1, size // len(few))))
+        values = [torch.stack([m.of_logits(chunk, few) for m in metrics]) for chunk in chunks]
+        columns.append(torch.cat(values, dim=1))
+    return torch.cat(columns, dim=2).view(len(metrics), *x.shape[:-1])
 
 
 def make_metric(

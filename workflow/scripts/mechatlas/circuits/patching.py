@@ -8,7 +8,7 @@ sweep is one batch of changed residuals for each layer, and nothing below the pa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,8 +25,8 @@ from mechatlas.circuits.engine import (
     pair_slices,
     rows_at_once,
 )
-from mechatlas.circuits.metrics import make_metric
-from mechatlas.circuits.resume import Parts
+from mechatlas.circuits.metrics import make_metric, measure
+from mechatlas.circuits.resume import Store
 from mechatlas.io import UserError
 from mechatlas.models.transformer import Transformer
 
@@ -76,7 +76,8 @@ def patch(
     places: Mapping[str, Tensor] | None = None,
     metrics: Sequence[str] = ("logit_difference",),
     rows: int | None = None,
-    parts: Parts | None = None,
+    parts: Store | None = None,
+    layers: range | None = None,
 ) -> list[Sweep]:
     """Patch a hook point in every layer (and head), once for each place.
 
@@ -96,14 +97,17 @@ def patch(
         All are read off the same runs.
     rows : int, optional
         Tokens that run at once.
-    parts : Parts, optional
+    parts : Store, optional
         Keeps what is finished, so that a killed sweep continues. Its facts have to name the model and the prompts;
         those of the sweep are in the names of the parts.
+    layers : range, optional
+        Do only what begins in these layers, for ``parts``, in which another call finds it joined to the rest. What runs
+        together is the same as without, so that not a digit differs.
 
     Returns
     -------
     list of Sweep
-        One for each metric.
+        One for each metric; none if only some layers were patched.
 
     Raises
     ------
@@ -122,13 +126,16 @@ def patch(
         runs = [Run(model, x[pairs].to(model.device), first) for x in (clean, corrupted)]
         ends = [run.finish([_at_end(run)])[0] for run in runs]
         base, source = runs if direction == "noise" else reversed(runs)
-        values = dict(zip(ENDS, ends, strict=True))
-        values["patched"] = _swept(base, source, point, where[:, pairs, first:], rows)
-        measure = {n: make_metric(n, model, answers[pairs], wrong[pairs], ends[0]) for n in metrics}
+        made = [make_metric(n, model, answers[pairs], wrong[pairs], ends[0]) for n in metrics]
+        values = {end: measure(made, x) for end, x in zip(ENDS, ends, strict=True)}
+        swept = _swept(base, source, point, where[:, pairs, first:], rows, layers)
+        chunks = [[x.new_empty(0, units, len(x)) for x in values["clean"]]]
+        chunks += [measure(made, x) for x in swept]
+        values["patched"] = [torch.cat(column) for column in zip(*chunks, strict=True)]
         return {
-            f"{n} {k}": m(x).to(wide).cpu().numpy()
-            for n, m in measure.items()
-            for k, x in values.items()
+            f"{n} {k}": x.to(wide).cpu().numpy()
+            for k, columns in values.items()
+            for n, x in zip(metrics, columns, strict=True)
         }
 
     found = []
@@ -136,6 +143,8 @@ def patch(
         for pairs in pair_slices(len(clean), units * length, rows):
             name = "-".join((point, direction, *metrics, *places, f"{pairs.start}-{pairs.stop}"))
             found.append(one(pairs) if parts is None else parts.get(name, partial(one, pairs)))
+    if layers is not None:
+        return []
     absent, sweeps = ~where.any(-1).cpu(), []
     shared = point in ("k", "v") and units != model.config.n_heads
     for name in metrics:
@@ -143,7 +152,8 @@ def patch(
             torch.from_numpy(np.concatenate([part[f"{name} {key}"] for part in found], axis=-1))
             for key in ("patched", *ENDS)
         )
-        patched = patched.masked_fill(absent, torch.nan)
+        patched = patched.view(-1, len(places), *patched.shape[1:]).transpose(1, 2)
+        patched = patched.contiguous().masked_fill(absent, torch.nan)
         sweeps.append(Sweep(point, direction, name, tuple(places), patched, *ends, shared))
     return sweeps
 
@@ -179,20 +189,19 @@ def _at_end(run: Run) -> Start:
     return Start(layers, False, lambda: run.pre(layers)[None])
 
 
-def _swept(base: Run, source: Run, point: str, places: Tensor, rows: int) -> Tensor:
-    """Return the final residuals ``[L, U, P, N, d]`` of all patches."""
-    layers, units = base.model.config.n_layers, _units(base.model, point)
-    items = [(layer, p) for layer in range(layers) for p in range(len(places))]
+def _swept(
+    base: Run, source: Run, point: str, places: Tensor, rows: int, layers: range | None
+) -> Iterator[Tensor]:
+    """Yield the final residuals ``[k, U, N, d]`` of k patches that run together, in order of layers, then places."""
+    count, units = base.model.config.n_layers, _units(base.model, point)
+    items = [(layer, p) for layer in range(count) for p in range(len(places))]
     pairs, length = places.shape[1:]
     at_once = max(1, rows // (units * pairs * length))
-    out = [
-        base.finish(
-            [_start(base, source, point, layer, places[p]) for layer, p in items[i : i + at_once]]
-        )
-        for i in range(0, len(items), at_once)
-    ]
-    x = torch.cat(out).view(layers, len(places), units, pairs, -1)
-    return x.transpose(1, 2)
+    for i in range(0, len(items), at_once):
+        together = items[i : i + at_once]
+        if layers is None or together[0][0] in layers:
+            starts = [_start(base, source, point, layer, places[p]) for layer, p in together]
+            yield base.finish(starts).unflatten(0, (-1, units))
 
 
 def _start(base: Run, source: Run, point: str, layer: int, place: Tensor) -> Start:

@@ -18,8 +18,9 @@ from mechatlas.circuits.effects import (
     text_heatmap,
     top,
 )
+from mechatlas.circuits.layer_batches import LayerBatch
 from mechatlas.circuits.patching import HEAD_POINTS, Sweep, patch, role_places
-from mechatlas.circuits.resume import Parts
+from mechatlas.circuits.resume import Store
 from mechatlas.circuits.task_data import TaskData, arrays_of, roles_of
 
 logger = logging.getLogger("mechatlas")
@@ -53,7 +54,7 @@ def patch_task(
     seed: int,
     confidence: float,
     replicates: int,
-    parts: Parts | None = None,
+    parts: Store | None = None,
 ) -> PatchingTables:
     """Patch every point of the settings on the discovery prompts.
 
@@ -65,7 +66,7 @@ def patch_task(
     seed : int
     confidence : float
     replicates : int
-    parts : Parts, optional
+    parts : Store, optional
         Where finished parts are kept.
     """
     effects, pairs, heads = [], [], None
@@ -91,6 +92,12 @@ def patch_task(
     return PatchingTables(table, pd.concat(pairs, ignore_index=True), strongest, heads)
 
 
+def patch_layers(data: TaskData, settings: Mapping[str, Any], batch: LayerBatch) -> None:
+    """Do the part of `patch_task` that belongs to some layers, and keep it in ``batch``."""
+    for _ in _sweeps(data, settings, batch, batch.layers):
+        pass
+
+
 def strongest_rows(effects: pd.DataFrame, count: int, threshold: float) -> pd.DataFrame:
     """Return the ``count`` largest absolute effects of each sweep and place, and all above a threshold.
 
@@ -113,7 +120,12 @@ def strongest_rows(effects: pd.DataFrame, count: int, threshold: float) -> pd.Da
     return pd.concat(rows, ignore_index=True)[columns]
 
 
-def _sweeps(data: TaskData, settings: Mapping[str, Any], parts: Parts | None) -> Iterator[Sweep]:
+def _sweeps(
+    data: TaskData,
+    settings: Mapping[str, Any],
+    parts: Store | None,
+    layers: range | None = None,
+) -> Iterator[Sweep]:
     arrays, length = arrays_of(data.discovery), data.discovery.length
     everywhere = {"all": torch.ones_like(arrays[0], dtype=torch.bool)}
     by_role = everywhere | role_places(roles_of(data.discovery), length)
@@ -123,6 +135,7 @@ def _sweeps(data: TaskData, settings: Mapping[str, Any], parts: Parts | None) ->
             yield from patch(
                 data.model, *arrays,
                 point=point, direction=direction, places=places, metrics=settings["metrics"], parts=parts,
+                layers=layers,
             )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -50,6 +50,15 @@ class StepLog:
         """Append a record; it is in the file when this returns."""
         with open(self.path, "a", encoding="utf-8") as handle:
             handle.write(json.dumps(record) + "\n")
+
+
+class Store(Protocol):
+    """What gives parts of a computation, from wherever they are, or computes them."""
+
+    def get(
+        self, name: str, compute: Callable[[], Mapping[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
+        """Return a part."""
 
 
 class Parts:

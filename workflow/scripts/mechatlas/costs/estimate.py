@@ -21,6 +21,12 @@ from mechatlas.io import UserError, read_json
 
 TABLES = Path(__file__).resolve().parents[4] / "resources" / "benchmarks"
 GPU_RATE = 50e12  # operations a second, assumed where none was measured: a twentieth of an H100's bfloat16 peak
+#: Rules that do the work of others in several jobs, and were not run when those were measured.
+LIKE = {
+    "fit_heads": "explain_heads",
+    "fit_latents": "explain_latents",
+    "patch_layers": "measure_components",
+}
 LIBRARIES_MB = 600  # resident memory of a job that has imported torch, and nothing else
 
 
@@ -119,7 +125,8 @@ def estimate(
     runs, rates = runs or read_runs(), rates or read_rates()
     costs = []
     for part in work:
-        start, slope = start_and_slope(runs[part.rule]) if part.rule in runs else (4.0, 0.0)
+        measured = runs.get(LIKE.get(part.rule, part.rule))
+        start, slope = start_and_slope(measured) if measured else (4.0, 0.0)
         each = faster(width, min(rates), rates, slope) if part.products else slope
         starts, seconds = start * part.jobs, each * part.operations
         on_gpu = part.operations / gpu if part.gpu and part.products else 0.0

@@ -73,7 +73,9 @@ in `docs/performance.md`.
 ## One source, windows of {window} tokens
 
 Processor time without a GPU, or GPU hours with one (the start-up of jobs included); largest memory of a job;
-disk. Chunks have at most {chunk:,} windows, so that the jobs of a capture can run side by side.
+disk. Chunks have at most {chunk:,} windows, so that the jobs of a capture can run side by side. Explanations and the
+patching of each task are one job here; `explain.units_per_job` and `circuits.layers_per_job` spread them over
+several ([how](cluster.md#few-long-jobs)), at the price of one start-up and one loaded model for each job.
 """
 CHUNK = 10_000
 

@@ -18,7 +18,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mechatlas.config_spread import head_batches, latent_batches
 from mechatlas.costs.shapes import Shape
+from mechatlas.spread import batch_names
 
 Config = Mapping[str, Any]
 TASK_TOKENS = 16  # of a prompt, about
@@ -112,7 +114,13 @@ def _heads(config: Config, shape: Shape, model: str, source: str, tokens: int) -
     yield Work("merge_events", variants, variants * chunks * heads * capture["candidates"])
     steps = config["explain"]["programs"]["steps"]
     layer = NUMBER * sample * shape.heads * length**2
-    yield Work("explain_heads", variants, variants * entries * steps, memory=4 * layer, gpu=True)
+    batches = len(head_batches(shape, config["explain"]["units_per_job"]))
+    yield Work(
+        "fit_heads" if batches else "explain_heads", variants * (batches or 1),
+        variants * entries * steps, memory=4 * layer, gpu=True,
+    )  # fmt: skip
+    if batches:
+        yield Work("explain_heads", variants, 0)
     yield Work("score_heads", variants, variants * entries, memory=2 * layer)
     passes = score["causal_windows"] * (25 + 2 * heads)
     yield Work(
@@ -153,7 +161,15 @@ def _dictionary(config: Config, shape: Shape, entry: Config, tokens: int) -> Ite
         "measure_latents", 1, 3 * kept * windows * shape.forward(length, length, logits=True),
         memory=weights, products=True, gpu=True,
     )  # fmt: skip
-    for rule in ("explain_latents", "score_latents", "report_latents", "render_latents"):
+    batches = len(
+        latent_batches(
+            shape, entry, config["latents"]["max_latents"], config["explain"]["units_per_job"]
+        )
+    )
+    if batches:
+        yield Work("fit_latents", batches, kept)
+    yield Work("explain_latents", 1, 0 if batches else kept)
+    for rule in ("score_latents", "report_latents", "render_latents"):
         yield Work(rule, 1, kept)
 
 
@@ -182,10 +198,14 @@ def _circuits(config: Config, shape: Shape, model: str) -> Iterator[Work]:
         pairs = task["prompts"] + task["held_out"]
         once = shape.forward(pairs * TASK_TOKENS, TASK_TOKENS)
         points = len(circuits["patching"]["points"])
+        batches = len(batch_names(shape.layers, circuits["layers_per_job"]))
+        swept = points * heads * once
+        if batches:
+            yield Work("patch_layers", batches, swept, memory=memory, products=True, gpu=True)
         exact = shape.forward(circuits["edges"]["acdc_prompts"] * TASK_TOKENS, TASK_TOKENS)
         for rule, operations in (
             ("prepare_prompts", 4 * once),
-            ("measure_components", points * heads * once),
+            ("measure_components", once if batches else swept),
             ("prune_nodes", 6 * (heads + shape.layers) * once),
             ("trace_edges", 20 * once + 1.5 * heads**2 / 2 * exact),
         ):

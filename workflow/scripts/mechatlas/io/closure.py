@@ -27,6 +27,7 @@ NEUTRAL = (
     "config.py",
     "config_circuits.py",
     "config_files.py",
+    "config_spread.py",
     "machine.py",
     "start.py",
     "__init__.py",

@@ -153,6 +153,18 @@ class PromptBuilder:
             correct=tuple(correct),
         )
 
+    def question(self, pieces: Pieces, answer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Encode a prompt and an answer of any number of tokens, given with its leading blank.
+
+        Raises
+        ------
+        UserError
+            If the tokenizer joins pieces, or the prompt with its answer.
+        """
+        prompt, said = self.prompt(pieces), self.ids(answer)
+        self._check_text(prompt.text + answer, (*prompt.tokens[int(self.bos) :], *said))
+        return prompt.tokens, said
+
     @cached_property
     def _anchor(self) -> list[int]:
         return self.tokenizer.encode(ANCHOR)

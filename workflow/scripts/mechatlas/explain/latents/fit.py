@@ -14,7 +14,7 @@ import numpy as np
 
 from mechatlas.dictionaries.latent_merge import RANDOM_DIRECTION
 from mechatlas.explain.latents.conditions import Condition
-from mechatlas.explain.latents.data import LatentData
+from mechatlas.explain.latents.data import Latent, LatentData
 from mechatlas.explain.latents.fit_ngrams import GROUPS, fit_lookup, fit_ngrams
 from mechatlas.explain.latents.fit_rules import Bank, correlation, fit_rules
 from mechatlas.explain.latents.programs import LatentForm, LatentProgram, Lookup, NGrams, Rule
@@ -170,13 +170,18 @@ def shuffle_tokens(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def explain_all(
-    data: LatentData, settings: LatentFitSettings, controls: Sequence[str], seed: int
+    data: LatentData,
+    settings: LatentFitSettings,
+    controls: Sequence[str],
+    seed: int,
+    latents: Sequence[Latent] | None = None,
 ) -> list[dict[str, Any]]:
-    """Explain every latent, and fit the controls that are wanted: "shuffled" and "random_direction"."""
+    """Explain some latents, all by default, and fit the controls that are wanted: "shuffled", "random_direction"."""
     bank = Bank(data.view("train"))
     view = data.view("validation")
     records = []
-    for latent in progress(data.latents, desc="explain latents", unit="latents"):
+    wanted = data.latents if latents is None else latents
+    for latent in progress(wanted, desc="explain latents", unit="latents"):
         train, validation = data.values(latent, "train"), data.values(latent, "validation")
         known = Activations(view, validation)
         records.append(explain_latent(latent.named, bank, train, known, settings))

@@ -1,0 +1,53 @@
+"""How many jobs a configuration spreads heads, latents and layers over; cheap, as it runs with every parse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mechatlas.costs.shapes import Shape, shape_of
+from mechatlas.io.errors import UserError
+from mechatlas.spread import batch_names
+
+DOWNLOADS = "resources/downloads/models"
+#: What spreads work over jobs whose number depends on the size of the model; 0 means one job.
+KEYS = ("explain.units_per_job", "circuits.layers_per_job")
+
+
+def head_batches(shape: Shape, per_job: int) -> list[str]:
+    """Return the names of the jobs in which a model's heads are explained, none if one job does everything.
+
+    A job has whole layers, whose heads are fitted together: the last digits of a fit depend on which ones are.
+    """
+    return batch_names(shape.layers, per_job and max(1, per_job // shape.heads))
+
+
+def latent_batches(shape: Shape, entry: Mapping[str, Any], most: int, per_job: int) -> list[str]:
+    """Return the names of the jobs in which latents are explained, at most ``most`` of a layer of a dictionary."""
+    layers = shape.layers if entry.get("layers") is None else len(entry["layers"])
+    return batch_names(layers * most, per_job)
+
+
+def check_spread(config: Mapping[str, Any], workdir: Path) -> Iterator[str]:
+    """Yield the models whose size, and with it the number of jobs, is not known before they are downloaded."""
+    wanted = {key: _value(config, key) for key in KEYS if _value(config, key)}
+    for name, model in config["models"].items():
+        if not wanted or "hub" not in model:
+            continue
+        folder = f"{DOWNLOADS}/{name}"
+        try:
+            shape_of(name, model, workdir / folder)
+        except UserError:
+            key, value = next(iter(wanted.items()))
+            # The download has to be planned without what it is needed for.
+            without = " ".join(f"'{key.replace('.', '={')}: 0}}'" for key in wanted)
+            yield (
+                f"{key}: {value} needs the size of models.{name} ({model['hub']}), which is not known before it is "
+                f"here; fetch it first: snakemake --cores 1 {folder} --config {without}"
+            )
+
+
+def _value(config: Mapping[str, Any], key: str) -> int:
+    section, name = key.split(".")
+    return config[section][name]
