@@ -132,6 +132,8 @@ def _run(folder: str, arguments: list[str], output: str, environment: Mapping[st
 def _prepare(place: str | None) -> None:
     """Import what every run imports; with a copy of the workflow, read the library that it digests."""
     import jsonschema  # noqa: F401
+    import nbformat  # noqa: F401
+    import smart_open  # noqa: F401
     from snakemake.cli import get_argument_parser
 
     get_argument_parser()
