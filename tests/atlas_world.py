@@ -19,6 +19,7 @@ from fake_circuits import write_circuits  # noqa: E402
 
 from mechatlas.circuits.components import Graph  # noqa: E402
 from mechatlas.io import read_json, rng_for, write_json, write_jsonl, write_table  # noqa: E402
+from mechatlas.score.judge.summary import COLUMNS as JUDGED  # noqa: E402
 
 #: Each would run, add an element or turn the line around if it were taken for markup.
 HOSTILE = (
@@ -58,6 +59,8 @@ class Size:
     events: int = 12
     #: Without tasks, dictionaries and graphs.
     bare: bool = False
+    #: With scores by a judge.
+    judged: bool = False
 
 
 GPT2 = Size(layers=12, heads=12, latents=3072, explained=40, windows=64, length=128, events=24)
@@ -75,7 +78,7 @@ def write_world(folder: Path, models: Mapping[str, Size]) -> Path:
             "path": str(tokenizer), "bos": "<bos>", "sources": [SOURCE], "tasks": {} if size.bare else TASKS,
             "dictionaries": [] if size.bare else [[SOURCE, DICTIONARY]],
             "transcoders": [] if size.bare else [[SOURCE, "clt"]],
-            "graphs": [] if size.bare else [[SOURCE, "clt", "ioi"]],
+            "graphs": [] if size.bare else [[SOURCE, "clt", "ioi"]], "judged": size.judged,
         }
         for name, size in models.items()
     }  # fmt: skip
@@ -89,6 +92,11 @@ def _model(place: Path, size: Size) -> None:
 
     _heads(place / SOURCE, size)
     _latents(place / SOURCE / "latents" / DICTIONARY, size)
+    judge_scores = place / SOURCE / "heads" / "judge_scores.parquet"
+    if size.judged:
+        _judge(judge_scores, size.layers, size.heads, "H")
+        latents = place / SOURCE / "latents" / DICTIONARY / "judge_scores.parquet"
+        _judge(latents, size.layers, size.explained, f"{POINT}.F")
     write_circuits(place, tuple(TASKS), Graph(size.layers, size.heads, size.heads))
     for task in TASKS:
         nodes = place / "tasks" / task / "nodes"
@@ -113,7 +121,7 @@ def _model(place: Path, size: Size) -> None:
         edge_circuits=of("edges/circuit.json"), weights=[], latent_tables=[], model="", tasks=tasks, dictionaries=[],
         thresholds={"attention": 0.3, "effect": 0.05}, draws=50, confidence=0.95, seed=0,
         table=str(place / "cross_table.parquet"), written=str(place / "written_latents.parquet"),
-        agreement=str(place / "agreement.json"),
+        agreement=str(place / "agreement.json"), judge_scores=[str(judge_scores)] if size.judged else [],
     )  # fmt: skip
     if size.bare:
         return
@@ -196,6 +204,49 @@ def _heads(place: Path, size: Size) -> None:
         {"id": i, "label": HOSTILE[0], "medoid": names[i], "units": names[i::2]} for i in (0, 1)
     ]
     write_json(place / "heads/clusters.json", {"clusters": clusters}, FACTS)
+
+
+def _judge(path: Path, layers: int, count: int, name: str) -> None:
+    """Scores by a judge: two of every unit, fuzzing of none, the last unit not scored; two planted units."""
+    rng = rng_for(0, "fake scores by a judge")
+    rows = []
+    for layer, number in [(layer, i) for layer in range(layers) for i in range(count)]:
+        unit = {"unit": f"L{layer}.{name}{number}", "layer": layer, "head": number}
+        unit |= {"explainer": "programs"}
+        why = {"status": "unscored", "reason": HOSTILE[0]}
+        rows.append({**unit, "scorer": "fuzzing", "metric": "", "control": "none", **why})
+        last = layer == layers - 1 and number == count - 1
+        for scorer, metric in (
+            ("detection", "auc"),
+            ("detection", "f1"),
+            ("simulation", "correlation"),
+        ):
+            score = {
+                **unit,
+                "scorer": scorer,
+                "metric": metric,
+                "control": "none",
+                "failure_rate": 0.02,
+            }
+            value = float(rng.random())
+            own = {
+                "value": value,
+                "low": value - 0.1,
+                "high": value + 0.1,
+                "lookup": 0.6,
+                "program": 0.7,
+            }
+            own |= {"gain_over_lookup": value - 0.6, "status": "scored", "reason": ""}
+            rows.append(score | (why if last else own))
+            if not last:
+                beats = {"control": "swapped", "value": 0.4, "beats_control": value > 0.5}
+                rows.append(score | own | beats)
+    for control, value in (("none", 0.95), ("swapped", 0.45)):
+        planted = {"unit": "planted.1", "layer": -1, "head": -1, "explainer": "planted"}
+        planted |= {"scorer": "detection", "metric": "auc", "control": control, "value": value}
+        rows.append(planted | {"status": "scored", "reason": ""})
+    table = pd.DataFrame(rows, columns=list(JUDGED))
+    write_table(path, table.astype({"beats_control": object}), FACTS)
 
 
 def _features(place: Path, size: Size) -> None:

@@ -23,6 +23,7 @@ VIEWS = {
     "map-without-tasks": "#/other",
     "head-without-tasks": "#/other/head/1.1",
     "map-values": "#/tiny?by=ioi.drop&sort=value",
+    "map-judge": "#/tiny?by=judge.detection.auc",
     "head": "#/tiny/head/1.1",
     "circuit": "#/tiny/circuit/ioi",
     "latents": "#/tiny/latents/wiki/resid",
@@ -39,7 +40,7 @@ VIEWS = {
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The atlas of two small made-up models whose texts are hostile."""
     small = atlas_world.Size(layers=2, heads=3, bare=True)
-    models = {"tiny": atlas_world.Size(), "other": small}
+    models = {"tiny": atlas_world.Size(judged=True), "other": small}
     return atlas_world.write_world(tmp_path_factory.mktemp("atlas"), models)
 
 
@@ -110,6 +111,44 @@ def test_numbers_are_those_of_the_tables(reader: Reader, page_file: Path) -> Non
     assert f"{row['iou']:.2f} [{row['iou_low']:.2f}, {row['iou_high']:.2f}]" in shown
     assert f"{row['ioi.drop']:.0f} % [" in shown
     assert f"{row['ioi.effect']:.2f} [" in shown
+
+
+def test_scores_of_a_judge_colour_the_map_and_stand_on_the_pages(
+    reader: Reader, page_file: Path
+) -> None:
+    from mechatlas.io import read_table
+
+    place = page_file.parents[2] / "tiny" / "wiki"
+
+    def shown(path: str, unit: str) -> str:
+        scores = read_table(place / path / "judge_scores.parquet")
+        rows = scores.query("metric == 'auc' and control == 'none' and unit == @unit")
+        value, low, high = rows[["value", "low", "high"]].iloc[0]
+        return f"{value:.2f} [{low:.2f}, {high:.2f}]".replace("-", "−")
+
+    page = reader.open("#/tiny?by=judge.detection.auc&sort=value")
+    values = page.evaluate(
+        "Object.fromEntries(ATLAS.data.get('tiny/core').words.map((w) => [w.head, w.judge['detection.auc'][0]]))"
+    )
+    known = [name for name, value in values.items() if value is not None]
+    assert len(known) == len(values) - 1
+    assert cells(reader)[: len(known)] == sorted(known, key=lambda name: -values[name])
+    assert "Chance is 0.5. Units whose behaviour is known get 0.95" in text_of(reader)
+    reader.open("#/tiny/head/1.2")
+    assert f"A judge that reads these words: detection, AUC {shown('heads', 'L1.H2')}" in text_of(
+        reader
+    )
+    page.locator("summary", has_text="all scores by the judge").click()
+    table = page.locator("table:has(caption:text('scores by a judge'))")
+    assert table.locator("tbody tr").count() == 4
+    assert table.locator("tbody tr").last.locator("[title*='<img']").inner_text() == "unscored"
+    reader.open("#/tiny/latent/wiki/resid/0.1")
+    value = shown("latents/resid", "L0.resid_post.F1")
+    assert f"detection, AUC {value}" in text_of(reader)
+    reader.open("#/tiny/latents/wiki/resid")
+    assert value in text_of(reader)
+    reader.open("#/other/head/1.1")
+    assert "judge" not in text_of(reader)
 
 
 def test_attention_is_drawn_from_the_query_to_its_keys(reader: Reader) -> None:

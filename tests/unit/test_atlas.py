@@ -28,6 +28,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "results"
 
 
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model, whose explanations a judge scored."""
+    folder = tmp_path_factory.mktemp("judged")
+    write_world(folder, {"tiny": Size(judged=True)})
+    return folder / "results"
+
+
 def data(results: Path, name: str) -> object:
     """Return the value of a data file, which is one call with a name and a JSON value."""
     text = (results / "report" / "atlas" / "data" / f"{name}.js").read_text(encoding="ascii")
@@ -195,3 +203,63 @@ def test_latents_are_listed_by_importance_with_their_words(world: Path) -> None:
     assert details["histogram"]["counts"][-1] == 6 and details["histogram"]["top"] == 2.0
     for example in details["examples"]:
         assert example["values"][example["at"]] == 2.0
+
+
+def test_heads_and_latents_show_what_a_judge_said(judged: Path) -> None:
+    core = data(judged, "tiny/core")
+    marks = core["judges"][SOURCE]
+    assert [mark["name"] for mark in marks] == ["detection.auc", "simulation.correlation"]
+    assert marks[0]["planted"] == [0.95, 0.45] and marks[1]["planted"] == [None, None]
+    assert [mark["chance"] for mark in marks] == [0.5, 0.0]
+    scores = read_table(judged / "tiny" / SOURCE / "heads/judge_scores.parquet")
+    auc = scores.query("metric == 'auc'").set_index(["unit", "control"])
+    table = read_table(judged / "tiny" / "cross_table.parquet").set_index("component")
+    for entry in core["words"][:-1]:
+        row = auc.loc[entry["head"], "none"]
+        shown = [number(row[name]) for name in ("value", "low", "high")]
+        assert entry["judge"]["detection.auc"] == shown
+        assert table.loc[entry["head"], "judge.detection.auc_beats_other"] == (row["value"] > 0.5)
+    assert core["words"][-1]["judge"]["detection.auc"] == [None, None, None]
+
+    first, last = (data(judged, f"tiny/heads-{layer}") for layer in (0, 2))
+    rows = first["L0.H1"][SOURCE]["judge"]["programs"]
+    assert [row["label"] for row in rows] == [
+        *("detection, AUC", "detection, F1", "simulation, correlation", "fuzzing")
+    ]
+    own = auc.loc["L0.H1", "none"]
+    assert rows[0]["own"][0] == number(own["value"]) and rows[0]["beats"] == (own["value"] > 0.5)
+    assert (rows[0]["other"], rows[0]["lookup"], rows[0]["program"]) == (0.4, 0.6, 0.7)
+    assert rows[3]["own"] == HOSTILE[0] and rows[3]["beats"] is None
+    assert last["L2.H3"][SOURCE]["judge"]["programs"][0]["own"] == HOSTILE[0]
+
+
+def test_latents_show_what_a_judge_said(judged: Path) -> None:
+    index = data(judged, f"tiny/{SOURCE}/resid/index")
+    scores = read_table(judged / "tiny" / SOURCE / "latents/resid/judge_scores.parquet")
+    auc = scores.query("metric == 'auc' and control == 'none'").set_index("unit")["value"]
+    assert [mark["name"] for mark in index["judges"]] == ["detection.auc", "simulation.correlation"]
+    for entry in index["words"][:-1]:
+        assert entry["judge"]["detection.auc"][0] == number(auc[entry["unit"]])
+    assert index["words"][-1]["judge"]["detection.auc"] == [None, None, None]
+    rows = data(judged, f"tiny/{SOURCE}/resid/layer-1")["L1.resid_post.F2"]["judge"]["programs"]
+    assert rows[0]["own"][0] == number(auc["L1.resid_post.F2"]) and rows[0]["planted"] == [
+        0.95,
+        0.45,
+    ]
+
+
+def test_without_a_judge_nothing_of_it_is_in_the_data(world: Path, judged: Path) -> None:
+    """Less what the judge adds, the data are the same."""
+
+    def without(value: object) -> object:
+        if isinstance(value, dict):
+            return {k: without(v) for k, v in value.items() if k not in ("judge", "judges")}
+        return [without(one) for one in value] if isinstance(value, list) else value
+
+    for path in sorted((world / "report/atlas/data").rglob("*.js")):
+        name = path.relative_to(world / "report/atlas/data").with_suffix("").as_posix()
+        bare = data(world, name)
+        assert without(bare) == bare == without(data(judged, name)), name
+    columns = set(read_table(world / "tiny" / "cross_table.parquet").columns)
+    added = set(read_table(judged / "tiny" / "cross_table.parquet").columns) - columns
+    assert added and all(name.startswith("judge.") for name in added)

@@ -200,6 +200,34 @@ def test_table_holds_what_the_files_say(tasks: list[TaskFiles]) -> None:
     assert table["class"].iloc[1] == "previous token"
 
 
+def test_scores_of_a_judge_become_columns() -> None:
+    both = {"layer": 1, "head": 2, "explainer": "programs", "scorer": "fuzzing", "metric": "auc"}
+    own = {"value": 0.8, "low": 0.7, "high": 0.9, "gain_over_lookup": 0.3, "beats_control": None}
+    rows = [
+        {**both, **own, "control": "none"},
+        {**both, **own, "control": "swapped", "value": 0.5, "beats_control": True},
+        {
+            **both,
+            **own,
+            "control": "none",
+            "explainer": "other",
+        },  # of an explainer that is not here
+        {**both, **own, "control": "none", "metric": "f1"},
+        {**both, **own, "control": "none", "layer": -1, "head": -1, "explainer": "planted"},
+        {**both, "control": "none", "scorer": "intruder", "metric": "", "value": np.nan},
+    ]
+    table = cross_table({"wiki": summary(), "qa": summary()}, [], {}, {"qa": pd.DataFrame(rows)})
+    plain = cross_table({"wiki": summary(), "qa": summary()}, [], {})
+    pd.testing.assert_frame_equal(table[plain.columns], plain)
+    names = [name for name in table.columns if name not in plain.columns]
+    ends = ("", "_low", "_high", "_over_lookup", "_beats_other")
+    assert names == [f"judge.fuzzing.auc{end}" for end in ends]
+    known = table.dropna(subset=["judge.fuzzing.auc"])
+    (row,) = known.to_dict("records")
+    assert (row["component"], row["source"], row["explainer"]) == ("L1.H2", "qa", "programs")
+    assert [row[name] for name in names] == [0.8, 0.7, 0.9, 0.3, True]
+
+
 def test_a_dictionary_that_no_head_writes_to_leaves_an_empty_column(tmp_path) -> None:
     columns = [
         "component",

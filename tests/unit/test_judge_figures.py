@@ -6,14 +6,13 @@ import pytest
 
 from mechatlas.figures.html import table
 from mechatlas.figures.judge import (
-    ceiling_and_floor,
     judge_figure,
     judge_rows,
     judge_unit_rows,
-    shown_metrics,
     spend_rows,
     unscored_judge_rows,
 )
+from mechatlas.figures.judge_scores import ceiling_and_floor, shown_metrics
 from mechatlas.figures.style import svg
 from mechatlas.score.judge.summary import COLUMNS
 

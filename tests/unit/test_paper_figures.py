@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +14,20 @@ import pandas as pd
 import pytest
 from fake_circuits import write_circuits
 from fake_heads import write_results
+from fontTools.pens.recordingPen import DecomposingRecordingPen
+from fontTools.ttLib import TTFont
+from matplotlib.font_manager import findfont
 from matplotlib.text import Text
 
 from mechatlas.figures.circuits.results import CircuitResults, read_circuits
 from mechatlas.figures.paper import dictionaries, scores, transcoders
-from mechatlas.figures.paper.circuits import circuit_figures
+from mechatlas.figures.paper.circuits import (
+    circuit_figures,
+    edge_figures,
+    node_figures,
+    patching_figures,
+    shared_figures,
+)
 from mechatlas.figures.paper.files import Drawn, drawn_at, write_drawn
 from mechatlas.figures.paper.fit import clipped, colliding, fit, most_columns
 from mechatlas.figures.paper.heads import head_figures
@@ -148,11 +160,14 @@ def test_nothing_published_leaves_data_as_they_are() -> None:
     assert not mark(axes, {"L0.H0": 1.0}) and not axes.lines
 
 
-def test_files_are_the_same_bytes_each_time(found: CircuitResults, tmp_path: Path) -> None:
+def test_files_are_the_same_bytes_each_time(
+    circuits: dict[str, Drawn], found: CircuitResults, tmp_path: Path
+) -> None:
+    """Those of figures that other tests have looked at, and of the same ones drawn anew."""
     chosen = ("numerals_patching-map", "numerals_edge-graph", "overlap", "numerals_node-ablation")
-    for place in ("a", "b"):
-        figures = [d for d in circuit_figures(found, published_table()) if d.name in chosen]
-        write_drawn(tmp_path / place, figures, {"model": "m"})
+    again = {drawn.name: drawn for drawn in drawn_anew(found)}
+    for place, drawn in (("a", circuits), ("b", again)):
+        write_drawn(tmp_path / place, [drawn[name] for name in chosen], {"model": "m"})
     written = sorted(path.name for path in (tmp_path / "a").iterdir())
     endings = ("csv", "pdf", "png", "svg")
     assert [n for n in written if "captions" not in n] == sorted(
@@ -164,6 +179,45 @@ def test_files_are_the_same_bytes_each_time(found: CircuitResults, tmp_path: Pat
     assert json.loads((tmp_path / "a" / "captions.json").read_text()).keys() == set(chosen)
     data = pd.read_csv(tmp_path / "a" / "numerals_node-ablation.csv")
     assert {"component", "drop", "low", "high", "published", "difference"} <= set(data)
+
+
+def drawn_anew(found: CircuitResults) -> Iterator[Drawn]:
+    """Draw some figures of one task, and those of all tasks together."""
+    published = Published(published_table())
+    for part in (patching_figures, node_figures, edge_figures):
+        yield from part(found.tasks["numerals"], published)
+    yield from shared_figures(found, published)
+
+
+def test_letters_of_a_pdf_are_whole_outlines_and_nothing_else(tmp_path: Path) -> None:
+    """Every letter that is drawn is in an embedded font with the outline that it has in the font's file."""
+    figure, axes = new_figure(3, 2)
+    axes.set_title("AVATAR, T. Qualit\u00e4t \u2212 1 fi")
+    axes.set_axis_off()
+    write_pdf(figure, tmp_path / "x.pdf")
+    # Fonts are stored as streams of their own; a TrueType font begins with its version.
+    content = (tmp_path / "x.pdf").read_bytes()
+    parts = re.findall(rb"stream\r?\n(.*?)\r?\nendstream", content, re.DOTALL)
+    streams = [zlib.decompress(part) for part in parts]
+    fonts = [TTFont(io.BytesIO(s)) for s in streams if s.startswith(b"\x00\x01\x00\x00")]
+    whole = TTFont(findfont("DejaVu Sans"))
+    found: dict[str, TTFont] = {}
+    for own in fonts:
+        assert not any(name in own for name in ("GSUB", "GPOS", "GDEF", "MATH"))
+        found |= dict.fromkeys(own.getGlyphOrder(), own)
+    # The last two letters may be one.
+    letters = set(axes.get_title()[:-2]) - {" "}
+    assert {whole.getBestCmap()[ord(letter)] for letter in letters} <= set(found)
+    assert len(found) < 40
+
+    def outline(font: TTFont, name: str) -> list:
+        pen = DecomposingRecordingPen(font.getGlyphSet())
+        font.getGlyphSet()[name].draw(pen)
+        return [pen.value, font["hmtx"][name]]
+
+    found.pop(".notdef")  # is empty, as nothing is drawn with it
+    for name, own in found.items():
+        assert outline(own, name) == outline(whole, name), name
 
 
 def test_pdf_says_neither_when_nor_by_what(tmp_path: Path) -> None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from safetensors.numpy import save_file
+
+from forks import shared
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COPIED = ("Snakefile", "config", "profiles", "workflow", "envs")
@@ -92,20 +91,11 @@ def copy_workflow(folder: Path, *, stubs: bool) -> Path:
 
 def snakemake(folder: Path, *arguments: str, check: bool = True, timeout: int = 120) -> str:
     """Run Snakemake in ``folder``; return stdout and stderr together."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    output = done.stdout + done.stderr
+    status, output = shared().run(folder, arguments, timeout)
     if check:
-        assert done.returncode == 0, output
+        assert status == 0, output
     else:
-        assert done.returncode != 0, output
+        assert status != 0, output
     return output
 
 

@@ -42,6 +42,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def closure_digest(root: Path) -> str:
     module.closure.cache_clear()
     module._read.cache_clear()
+    module._module_files.cache_clear()
     return module.closure_digest(root)
 
 
@@ -105,3 +106,19 @@ def test_modules_of_the_package_count_themselves(package: Path) -> None:
     before = closure_digest(package / "models/shallow.py")
     (package / "models/shallow.py").write_text(FILES["models/shallow.py"] + " + 1")
     assert closure_digest(package / "models/shallow.py") != before
+
+
+def test_digest_of_areas_is_of_all_their_modules_and_no_others(package: Path) -> None:
+    def now(*areas: str) -> str:
+        module._read.cache_clear()
+        return module.code_digest(*areas)
+
+    before, both = now("models"), now("models", "score/other.py")
+    (package / "score/other.py").write_text("# another comment\nY = 1")
+    assert now("models", "score/other.py") == both != before
+    (package / "score/other.py").write_text("Y = 2")
+    assert now("models") == before and now("models", "score/other.py") != both
+    (package / "models/deep.py").write_text("X = 2")
+    assert now("models") != before
+    with pytest.raises(FileNotFoundError, match="no area 'none'"):
+        now("none")

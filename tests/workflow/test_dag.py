@@ -296,6 +296,16 @@ def test_only_what_changes_an_answer_is_asked_again(change: dict, again: bool, a
     assert planned == ({"ask_explainer": 1} if again else {})
 
 
+def test_atlas_and_cross_table_take_in_what_a_judge_says(finished: Path) -> None:
+    """With a judge they wait for its scores of heads and latents; only what shows these is made again."""
+    judge = "judge={scorers: [detection], api_key_env: null, provider: test}"
+    planned = job_counts(finished, "results/report/atlas", "--config", judge)
+    of_judge = ("select_items", "judge_heads", "summarise_judgements")
+    of_latents = ("select_latent_items", "judge_latents", "summarise_latent_judgements")
+    shown = ("report_heads", "report_latents", *TOGETHER)
+    assert planned == dict.fromkeys((*of_judge, *of_latents, *shown), 1)
+
+
 def test_gpu_limit_threads_and_profile_rerun_nothing(finished: Path) -> None:
     assert job_counts(finished, "--resources", "gpu=0", "--cores", "1") == {}
 

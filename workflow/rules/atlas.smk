@@ -16,6 +16,7 @@ rule tabulate_heads:
         edge_circuits=of_tasks("edges/circuit.json"),
         weights=of_dictionaries("weights"),
         latent_tables=of_dictionaries("latents.parquet"),
+        judge_scores=judge_scores_of_sources,
         dictionary_files=of_foreign_dictionaries,
         model_files=model_inputs,
     output:
@@ -66,6 +67,7 @@ rule render_atlas:
         task_files=for_tasks(*ATLAS_OF_TASKS),
         latents_files=for_each_dictionary(*(f"{LATENTS}/{file}" for file in ATLAS_OF_LATENTS)),
         transcoders_files=atlas_of_transcoders(),
+        judged_files=atlas_of_judge(),
         tables_files=tables_of_heads(),
         tokenizers_files=all_tokenizers(),
         static_files=atlas_files(),

@@ -22,8 +22,7 @@ from mechatlas.costs.shapes import shape_of
 from mechatlas.dictionaries.published import LAYERS as OPENAI_LAYERS
 from mechatlas.dictionaries.published import SITES as OPENAI_SITES
 from mechatlas.io.atomic import clean_temporaries
-from mechatlas.io.closure import closure_digest
-from mechatlas.io.digest import code_digest
+from mechatlas.io.closure import closure_digest, code_digest
 from mechatlas.io.errors import UserError
 from mechatlas.machine import gpu_present
 from mechatlas.spread import batch_names

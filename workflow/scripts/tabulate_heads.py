@@ -2,7 +2,7 @@
 
 Inputs: summary.csv of every source; of every task (in the order of ``tasks``) roles, knocked-out nodes, patching, OV
 and QK scores and the circuits; of every dictionary (in the order of ``dictionaries``) its weights and latents.parquet;
-the model's weights if there is a dictionary.
+the model's weights if there is a dictionary; judge_scores.parquet of every source if there is a judge.
 Outputs: cross_table.parquet (a row per head, source and explainer), written_latents.parquet (the latents that each head
 writes to), agreement.json (agreement of words and causes with controls, and the heads where they disagree).
 """
@@ -33,13 +33,19 @@ def main(
     table: str,
     written: str,
     agreement: str,
+    judge_scores: Sequence[str] = (),
     **task_files: Sequence[str],
 ) -> None:
     """Write the three files; ``tasks`` maps tasks to their kinds, ``dictionaries`` are pairs of source and name."""
     found = cross_table.read_tasks(tasks, task_files)
     strongest = _strongest(model, weights, latent_tables, dictionaries)
     words = {s: pd.read_csv(path) for s, path in zip(sources, summaries, strict=True)}
-    joined = cross_table.cross_table(words, found, strongest)
+    judged = (
+        {s: read_table(p) for s, p in zip(sources, judge_scores, strict=True)}
+        if judge_scores
+        else {}
+    )
+    joined = cross_table.cross_table(words, found, strongest, judged)
     limits = cross_table.Thresholds(thresholds["attention"], thresholds["effect"])
     facts = provenance(model=name, seed=seed, draws=draws, confidence=confidence)
     write_table(table, joined, facts)

@@ -8,6 +8,12 @@ def of_sources(file):
     return files
 
 
+def judge_scores_of_sources(wildcards):
+    """The judge's scores of a model's heads on each source, if there is a judge."""
+    files = of_sources("heads/judge_scores.parquet")
+    return files(wildcards) if config["judge"]["scorers"] else []
+
+
 def places_of(model):
     """The (source, dictionary) of a model, as lists, which is how params keep them."""
     return [[s, dictionary] for m, s, dictionary in dictionary_places() if m == model]
@@ -79,6 +85,14 @@ def atlas_of_transcoders():
     return features + graphs
 
 
+def atlas_of_judge():
+    """The judge's scores of all heads and latents, if there is a judge."""
+    if not config["judge"]["scorers"]:
+        return []
+    heads = for_each("results/{model}/{source}/heads/judge_scores.parquet")
+    return heads + for_each_dictionary(f"{LATENTS}/judge_scores.parquet")
+
+
 def all_tokenizers():
     """The tokenizers of all models."""
     return [path for model in MODELS for path in tokenizer_inputs(Names(model=model))]
@@ -102,6 +116,7 @@ def atlas_models():
             "dictionaries": places_of(model),
             "transcoders": [[s, name] for s in SOURCES for name in transcoders_of(model, s)],
             "graphs": [list(place[1:]) for place in graph_names() if place[0] == model],
+            "judged": bool(config["judge"]["scorers"]),
         }
         for model in MODELS
     }

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mechatlas.figures.html import number, with_interval
+from mechatlas.figures.judge_scores import METRICS, ceiling_and_floor, of_score, shown_metrics
 from mechatlas.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, new_figure, styled
 from mechatlas.figures.words import percent
 from mechatlas.score.judge.metrics import CHANCE
@@ -17,27 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Scorer and metric in the order in which they are shown, with their words.
-METRICS: dict[tuple[str, str], str] = {
-    ("detection", "auc"): "detection, AUC",
-    ("detection", "balanced_accuracy"): "detection, balanced accuracy",
-    ("detection", "f1"): "detection, F1",
-    ("fuzzing", "auc"): "fuzzing, AUC",
-    ("fuzzing", "balanced_accuracy"): "fuzzing, balanced accuracy",
-    ("fuzzing", "f1"): "fuzzing, F1",
-    ("pair_auc", "auc_negative_same_query"): "pair AUC, same query",
-    ("pair_auc", "auc_negative_same_key"): "pair AUC, same key",
-    ("pair_auc", "auc_negative_same_distance"): "pair AUC, same distance",
-    ("pair_auc", "auc_negative_same_token"): "pair AUC, same token",
-    ("pair_auc", "auc_negative_same_window"): "pair AUC, same window",
-    ("simulation", "correlation"): "simulation, correlation",
-    ("simulation", "correlation_random_only"): "simulation, correlation, random only",
-    ("simulation", "top1"): "simulation, top-1",
-    ("intruder", "accuracy"): "intruder, accuracy",
-    ("firing", "precision"): "precision at the true rate",
-    ("firing", "recall"): "recall at the true rate",
-}
-SCORERS = ("detection", "fuzzing", "pair_auc", "simulation", "intruder", "firing")
 EXPLAINER_COLOURS = (BLUE, ORANGE, GREEN)
 #: Up to this many units an axis names them.
 NAMED = 80
@@ -47,23 +27,6 @@ JUDGE_UNIT_COLUMNS = (
     *("unanswered", "why unscored"),
 )
 SPENT = ("requests", "prompt_tokens", "cached_tokens", "completion_tokens", "price")
-
-
-def shown_metrics(scores: pd.DataFrame) -> list[tuple[str, str]]:
-    """Return the (scorer, metric) pairs of a table of scores in the order in which they are shown."""
-    present = set(zip(scores["scorer"], scores["metric"], strict=True))
-    return [key for key in METRICS if key in present]
-
-
-def _of(scores: pd.DataFrame, scorer: str, metric: str) -> pd.DataFrame:
-    return scores[(scores["scorer"] == scorer) & (scores["metric"] == metric)]
-
-
-def ceiling_and_floor(scores: pd.DataFrame, scorer: str, metric: str) -> tuple[float, float]:
-    """Return the mean score of planted units with their own text and with another one's; NaN where there is none."""
-    planted = _of(scores, scorer, metric)
-    planted = planted[planted["explainer"] == PLANTED].groupby("control")["value"].mean()
-    return float(planted.get("none", np.nan)), float(planted.get("swapped", np.nan))
 
 
 @styled
@@ -77,7 +40,7 @@ def judge_figure(scores: pd.DataFrame, scorer: str, metric: str) -> Figure:
     scorer, metric : str
         One of `METRICS`.
     """
-    rows = _of(scores, scorer, metric)
+    rows = of_score(scores, scorer, metric)
     own = rows[(rows["control"] == "none") & (rows["explainer"] != PLANTED) & rows["value"].notna()]
     best = own.groupby("unit")["value"].max().sort_values(ascending=False, kind="stable")
     place = {unit: i for i, unit in enumerate(best.index)}
@@ -142,7 +105,7 @@ def judge_rows(scores: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     rows = []
     for scorer, metric in shown_metrics(scores):
         ceiling, floor = ceiling_and_floor(scores, scorer, metric)
-        group = _of(scores, scorer, metric)
+        group = of_score(scores, scorer, metric)
         for explainer in dict.fromkeys(group.loc[group["explainer"] != PLANTED, "explainer"]):
             mine = group[group["explainer"] == explainer]
             own, other = mine[mine["control"] == "none"], mine[mine["control"] == "swapped"]
@@ -185,7 +148,7 @@ def _failures(rows: pd.DataFrame) -> str:
 
 def judge_unit_rows(scores: pd.DataFrame, scorer: str, metric: str) -> list[list[str]]:
     """Return (unit, explainer, score, gain over program, gain over look-up, q of the control, unanswered, reason)."""
-    group = _of(scores, scorer, metric)
+    group = of_score(scores, scorer, metric)
     q_values = group[group["control"] == "swapped"].set_index(["unit", "explainer"])["q_value"]
     rows = []
     for row in group[group["control"] == "none"].itertuples():

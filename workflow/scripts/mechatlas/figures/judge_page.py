@@ -7,18 +7,16 @@ import pandas as pd
 from mechatlas.figures import html
 from mechatlas.figures.judge import (
     JUDGE_UNIT_COLUMNS,
-    METRICS,
     judge_figure,
     judge_rows,
     judge_unit_rows,
-    shown_metrics,
     spend_rows,
     unscored_judge_rows,
 )
+from mechatlas.figures.judge_scores import METRICS, shown_metrics
 from mechatlas.figures.markdown import markdown_table
+from mechatlas.score.judge.columns import HEADLINE
 
-#: Metrics of which there is a figure and a table of units; the others are in the table of means.
-DRAWN = ("auc", "correlation", "accuracy")
 UNSCORED_COLUMNS = ("score", "explainer", "reason", "units", "which")
 ABOUT = (
     "A language model, the judge, was given an explanation and asked about test items; it saw no attention. Its "
@@ -54,8 +52,8 @@ def judge_section(scores: pd.DataFrame | None) -> html.Html:
 
 
 def drawn_metrics(scores: pd.DataFrame) -> list[tuple[str, str]]:
-    """Return the (scorer, metric) pairs of which there is a figure."""
-    return [key for key in shown_metrics(scores) if key[1].startswith(DRAWN)]
+    """Return the (scorer, metric) pairs of which there is a figure; the others are in the table of means."""
+    return [key for key in shown_metrics(scores) if key[1].startswith(HEADLINE)]
 
 
 def _drawn(scores: pd.DataFrame, scorer: str, metric: str) -> html.Html:

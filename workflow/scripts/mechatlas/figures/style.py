@@ -62,6 +62,8 @@ JOURNAL = {
     "axes.linewidth": 0.6,
     "grid.linewidth": 0.5,
 }
+#: Tables of fonts about how letters change beside each other, and of mathematics.
+UNREAD_TABLES = ("GDEF", "GPOS", "GSUB", "MATH", "kern")
 _SHORTEST = 0.72  # share of its height that a narrow figure keeps
 _width: ContextVar[float | None] = ContextVar("width", default=None)
 
@@ -139,16 +141,51 @@ def write_figure(
 ) -> None:
     """Write a figure as SVG and PNG, both the same bytes for the same figure."""
     import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     write_text(svg_path, svg(figure))
-    with atomic_path(png_path) as temporary, matplotlib.rc_context(SETTINGS):
-        figure.savefig(temporary, format="png", dpi=dpi, metadata={"Software": None})
+    with atomic_path(png_path) as temporary, matplotlib.rc_context(SETTINGS), _at(figure, dpi):
+        FigureCanvasAgg(figure).print_png(temporary, metadata={"Software": None})
 
 
 def write_pdf(figure: Figure, path: str | Path) -> None:
     """Write a figure as PDF: the same bytes for the same figure, so no date and no name of a program."""
     import matplotlib
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
 
     nobody = {"CreationDate": None, "Creator": None, "Producer": None}
-    with atomic_path(path) as temporary, matplotlib.rc_context(SETTINGS):
-        figure.savefig(temporary, format="pdf", metadata=nobody)
+    with (
+        atomic_path(path) as temporary,
+        matplotlib.rc_context(SETTINGS),
+        _at(figure, figure.dpi),
+        _outlines_alone(),
+    ):
+        FigureCanvasPdf(figure).print_pdf(temporary, metadata=nobody)
+
+
+@contextmanager
+def _at(figure: Figure, dpi: float) -> Iterator[None]:
+    """Let a figure have a resolution for a while, as `Figure.savefig` does, which draws once more, for nobody."""
+    before = figure.dpi
+    figure.dpi = dpi
+    try:
+        yield
+    finally:
+        figure.dpi = before
+
+
+@contextmanager
+def _outlines_alone() -> Iterator[None]:
+    """Let fonts be put into a PDF without their tables about scripts and ligatures.
+
+    The letters stand at their places already, so that nobody reads these tables, and cutting them down to the letters
+    that are used takes longer than drawing the figure.
+    """
+    from fontTools.subset import Options
+
+    before = Options._drop_tables_default
+    Options._drop_tables_default = [*before, *UNREAD_TABLES]
+    try:
+        yield
+    finally:
+        Options._drop_tables_default = before

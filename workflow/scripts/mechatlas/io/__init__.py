@@ -16,7 +16,7 @@ from mechatlas.io.artefacts import (
     write_text,
 )
 from mechatlas.io.atomic import atomic_path, clean_temporaries
-from mechatlas.io.digest import code_digest, file_digest
+from mechatlas.io.digest import file_digest
 from mechatlas.io.errors import UserError
 from mechatlas.io.progress import progress
 from mechatlas.io.seeds import rng_for, seed_for
@@ -25,7 +25,6 @@ __all__ = [
     "UserError",
     "atomic_path",
     "clean_temporaries",
-    "code_digest",
     "file_digest",
     "progress",
     "provenance",

@@ -54,6 +54,29 @@ def closure_digest(*roots: Path) -> str:
     return digest.hexdigest()[:12]
 
 
+def code_digest(*areas: str) -> str:
+    """Return a 12-digit digest of the executable content of parts of this package.
+
+    Parameters
+    ----------
+    *areas : str
+        Subpackages or modules relative to the package, such as ``"capture"`` or ``"explain/programs.py"``.
+    """
+    digest = hashlib.sha256()
+    for path in sorted({path for area in areas for path in _modules(area)}):
+        digest.update(f"{path.relative_to(PACKAGE)}\0{_read(path)[0]}\0".encode())
+    return digest.hexdigest()[:12]
+
+
+def _modules(area: str) -> list[Path]:
+    path = PACKAGE / area
+    if path.is_dir():
+        return sorted(path.rglob("*.py"))
+    if path.is_file():
+        return [path]
+    raise FileNotFoundError(f"no area {area!r} in {PACKAGE}")
+
+
 @cache
 def closure(root: Path) -> frozenset[Path]:
     """Return the files of this package that a script or notebook imports, directly or not, save neutral ones."""
@@ -75,7 +98,7 @@ def _read(path: Path) -> tuple[str, tuple[Path, ...]]:
     if key not in known:
         known[key] = _parsed(text.decode("utf-8"), path.suffix)
     content, names = known[key]
-    return content, tuple(p for name in names for p in _module_files(name) if not _neutral(p))
+    return content, tuple(p for name in names for p in _module_files(name))
 
 
 def _parsed(source: str, suffix: str) -> tuple[str, list[str]]:
@@ -116,6 +139,7 @@ def _imports(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+@cache
 def _module_files(name: str) -> list[Path]:
     package, *parts = name.split(".")
     if package != PACKAGE.name or not parts:
@@ -123,7 +147,7 @@ def _module_files(name: str) -> list[Path]:
     path = PACKAGE.joinpath(*parts)
     # A package's own file runs when a module inside it is imported.
     files = [PACKAGE.joinpath(*parts[:i], "__init__.py") for i in range(1, len(parts) + 1)]
-    return [p for p in (path.with_suffix(".py"), *files) if p.is_file()]
+    return [p for p in (path.with_suffix(".py"), *files) if p.is_file() and not _neutral(p)]
 
 
 def _neutral(path: Path) -> bool:

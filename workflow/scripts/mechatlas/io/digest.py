@@ -5,45 +5,15 @@ from __future__ import annotations
 import ast
 import hashlib
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
-
-
-@cache
-def code_digest(*areas: str) -> str:
-    """Return a 12-digit digest of the executable content of parts of this package.
-
-    Parameters
-    ----------
-    *areas : str
-        Subpackages or modules relative to the package, such as ``"capture"`` or ``"explain/programs.py"``.
-
-    Notes
-    -----
-    The syntax tree without docstrings is hashed: comments, formatting and documentation do not count.
-    """
-    digest = hashlib.sha256()
-    for path in sorted({path for area in areas for path in _modules(area)}):
-        digest.update(str(path.relative_to(PACKAGE)).encode() + b"\0")
-        digest.update(normalised(ast.parse(path.read_text(encoding="utf-8"))).encode() + b"\0")
-    return digest.hexdigest()[:12]
 
 
 def file_digest(path: str | Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _modules(area: str) -> list[Path]:
-    path = PACKAGE / area
-    if path.is_dir():
-        return sorted(path.rglob("*.py"))
-    if path.is_file():
-        return [path]
-    raise FileNotFoundError(f"no area {area!r} in {PACKAGE}")
 
 
 def statements(tree: ast.AST) -> Iterator[ast.AST]:

@@ -22,6 +22,8 @@ from mechatlas.score.agreement import (
     with_control,
 )
 from mechatlas.score.behaviours import BEHAVIOURS, says_idle, stated_share, word_class
+from mechatlas.score.judge.columns import KEY as JUDGED
+from mechatlas.score.judge.columns import judge_columns
 
 KEY = ["component", "layer", "head"]
 #: Columns of summary.csv that go into the table.
@@ -106,6 +108,7 @@ def cross_table(
     summaries: Mapping[str, pd.DataFrame],
     tasks: Sequence[TaskFiles],
     latents: Mapping[str, pd.DataFrame],
+    judged: Mapping[str, pd.DataFrame] | None = None,
 ) -> pd.DataFrame:
     """Join everything: one row per head, source and explainer.
 
@@ -116,16 +119,21 @@ def cross_table(
     tasks : sequence of TaskFiles
     latents : mapping
         Name of a dictionary (``source/name``) -> `mechatlas.score.written_latents.strongest_latents`.
+    judged : mapping, optional
+        Source -> judge_scores.parquet of its heads, if there is a judge.
 
     Returns
     -------
     data frame
         `KEY`, ``source``, ``explainer``, the columns `SUMMARY`, ``class`` (of its words), ``says_{behaviour}`` (share
-        that the words give it), ``says_idle``, ``shows_{behaviour}`` (measured, missing without a task), for each task
-        the columns of `of_task`; ``latents.{dictionary}``: names and multiples of chance, strongest first.
+        that the words give it), ``says_idle``, with a judge the columns of `mechatlas.score.judge.columns`,
+        ``shows_{behaviour}`` (measured, missing without a task), for each task the columns of `of_task`;
+        ``latents.{dictionary}``: names and multiples of chance, strongest first.
     """
-    words = pd.concat([_words(source, table) for source, table in summaries.items()])
-    table = words.reset_index(drop=True)
+    words = {source: _words(source, table) for source, table in summaries.items()}
+    for source, scores in (judged or {}).items():
+        words[source] = words[source].join(judge_columns(scores), on=JUDGED)
+    table = pd.concat(list(words.values())).reset_index(drop=True)
     for name, column in shown(tasks).items():
         table[f"shows_{name}"] = table["component"].map(column)
     joined = [of_task(task) for task in tasks]

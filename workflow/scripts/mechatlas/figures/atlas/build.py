@@ -15,6 +15,7 @@ from typing import Any
 from mechatlas.figures.atlas import heads as head_data
 from mechatlas.figures.atlas.data import number, write_data
 from mechatlas.figures.atlas.features import write_features
+from mechatlas.figures.atlas.judge import judge_marks
 from mechatlas.figures.atlas.latents import write_latents
 from mechatlas.figures.atlas.tasks import task_summary, write_task
 from mechatlas.figures.examples import WindowTexts
@@ -24,8 +25,8 @@ from mechatlas.models.tokenizer import load_tokenizer
 
 #: The parts of the script, in the order in which they need each other.
 SCRIPTS = (
-    *("base", "scales", "measures", "tables", "examples", "map", "head", "agreement", "circuit"),
-    *("latents", "features", "graphs", "search", "home", "keys", "start"),
+    *("base", "scales", "measures", "tables", "judge", "examples", "map", "head", "agreement"),
+    *("circuit", "latents", "features", "graphs", "search", "home", "keys", "start"),
 )
 LIBRARY = ("echarts.min.js", "LICENSE", "NOTICE")
 POLICY = "default-src 'none'; script-src 'unsafe-inline' 'self' file:; style-src 'unsafe-inline'; img-src data: blob:"
@@ -47,6 +48,8 @@ class ModelEntry:
         Whose latents are explained.
     transcoders : sequence of (source, transcoder)
     graphs : sequence of (source, transcoder, graph)
+    judged : bool
+        Whether a judge scored the explanations.
     """
 
     path: str
@@ -56,6 +59,7 @@ class ModelEntry:
     dictionaries: Sequence[Sequence[str]] = ()
     transcoders: Sequence[Sequence[str]] = ()
     graphs: Sequence[Sequence[str]] = ()
+    judged: bool = False
 
 
 def write_atlas(
@@ -136,7 +140,7 @@ def _write_model(
     captured = {
         s: [str(path / "capture" / chunk) for chunk in chunks] for s, path in sources.items()
     }
-    head_data.write_heads(folder, name, sources, layers, tokenizer, captured, seed)
+    head_data.write_heads(folder, name, sources, layers, tokenizer, captured, seed, entry.judged)
     tasks = {}
     for task, kind in entry.tasks.items():
         tasks[task] = task_summary(place / "tasks" / task, task, kind, table)
@@ -150,6 +154,7 @@ def _write_model(
             sources[source] / "latents" / dictionary,
             texts[source],
             lambda token: tokenizer.strings([token])[0],
+            entry.judged,
         )
         for source, dictionary in entry.dictionaries
     ]
@@ -178,6 +183,8 @@ def _write_model(
         **{key: record[key] for key in ("agreement", "disagreements")},
         "pages": _pages(name, entry),
     }
+    if entry.judged:
+        core["judges"] = {s: judge_marks(p / "heads") for s, p in sources.items()}
     write_data(folder, f"{name}/core", core)
     return {
         **{"model": name, "layers": layers, "heads": count, "sources": list(entry.sources)},

@@ -16,6 +16,7 @@ from mechatlas.figures.atlas.data import (
     write_data,
 )
 from mechatlas.figures.atlas.examples import RandomQueries, head_example, strongest_queries
+from mechatlas.figures.atlas.judge import judge_names, judge_rows, judged_as
 from mechatlas.figures.examples import WindowTexts
 from mechatlas.figures.html import visible_characters
 from mechatlas.io import read_json, read_jsonl, read_table
@@ -27,6 +28,7 @@ MOST_RELATIONS = 8
 
 def words(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return what explanations say of heads: an entry for each row of the cross-table that has an explanation."""
+    scores = judge_names(table)
     return [
         {
             **{"head": row["component"], "source": row["source"], "explainer": row["explainer"]},
@@ -39,6 +41,7 @@ def words(table: pd.DataFrame) -> list[dict[str, Any]]:
             "beats": truth(row["beats_every_control"]),
             "loss": number(row["loss_recovered"]),
             "cluster": number(row["cluster"]),
+            **judged_as(row, scores),
         }
         for row in table.to_dict("records")
     ]
@@ -90,6 +93,7 @@ def write_heads(
     tokenizer: Any,
     chunks: Mapping[str, Sequence[str]],
     seed: int,
+    judged: bool,
 ) -> None:
     """Write what the pages of heads show, one file a layer.
 
@@ -105,12 +109,18 @@ def write_heads(
     chunks : mapping
         Source -> its capture folders.
     seed : int
+    judged : bool
+        Whether a judge scored the explanations.
     """
     every: list[dict[str, Any]] = [{} for _ in range(layers)]
     for source, place in sources.items():
         for layer, found in _of_source(place, layers, tokenizer, chunks[source], seed):
             for head, entry in found.items():
                 every[layer].setdefault(head, {})[source] = entry
+        if judged:
+            for (layer, head), rows in judge_rows(place / "heads").items():
+                entry = every[layer].setdefault(f"L{layer}.H{head}", {}).setdefault(source, {})
+                entry["judge"] = rows
     for layer, found in enumerate(every):
         write_data(folder, f"{model}/heads-{layer}", found)
 

@@ -18,6 +18,7 @@ from mechatlas.figures.atlas.data import (
     write_data,
 )
 from mechatlas.figures.atlas.examples import latent_examples
+from mechatlas.figures.atlas.judge import add_judge
 from mechatlas.figures.html import visible_characters
 from mechatlas.io import read_table
 
@@ -37,6 +38,7 @@ def write_latents(
     place: Path,
     texts_of: Mapping[int, Sequence[str]],
     token_text: Callable[[int], str],
+    judged: bool,
 ) -> dict[str, Any]:
     """Write the index and the pages of a dictionary's latents; return what the core says about them.
 
@@ -51,6 +53,8 @@ def write_latents(
         Window -> texts of its tokens.
     token_text : callable
         Token id -> its text.
+    judged : bool
+        Whether a judge scored the explanations.
     """
     summary = pd.read_csv(place / "summary.csv")
     summary["text"] = summary["text"].astype(object).fillna("").astype(str)
@@ -58,8 +62,12 @@ def write_latents(
     statistics = statistics[(statistics["split"] == "train") & ~statistics["dead"]]
     prefix = summary["unit"].iloc[0].split(".")[1] if len(summary) else ""
     name = f"{model}/{source}/{dictionary}"
-    write_data(folder, f"{name}/index", _index(statistics, summary, prefix))
-    for layer, found in _details(place, summary, texts_of, token_text).items():
+    index = _index(statistics, summary, prefix)
+    details = _details(place, summary, texts_of, token_text)
+    if judged:
+        add_judge(place, summary, index, details)
+    write_data(folder, f"{name}/index", index)
+    for layer, found in details.items():
         write_data(folder, f"{name}/layer-{layer}", found)
     return {
         **{"source": source, "dictionary": dictionary, "point": prefix},

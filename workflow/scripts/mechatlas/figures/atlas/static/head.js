@@ -51,7 +51,8 @@ function wordsParts(data, name, details) {
       el("p", { class: "said" }, entry.text || "Not explained."),
       el("p", { class: "note" }, `explainer ${entry.explainer}, text ${entry.source}`),
       el("p", {}, "IoU ", el("b", {}, interval(entry.iou)), ` (1: the words predict its attention exactly). `, advantageText(entry), lossText(entry)),
-      fold("all scores, beside those of explanations that should fail", scoreTable(scored)));
+      fold("all scores, beside those of explanations that should fail", scoreTable(scored)),
+      judgeText(entry, data.judges?.[entry.source]), judgeTable(details[entry.source]?.judge?.[entry.explainer]));
   });
 }
 

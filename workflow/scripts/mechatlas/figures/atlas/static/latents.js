@@ -12,7 +12,7 @@ pages.latents = async ([model, source, dictionary], settings) => {
   const box = el("div");
   const draw = () => {
     const rows = units.filter((u) => (state.layer === "" || u.layer === Number(state.layer)) && (!state.explained || words.has(u.unit)));
-    box.replaceChildren(latentTable(model, source, dictionary, rows, words));
+    box.replaceChildren(latentTable(model, source, dictionary, rows, words, mainMarks(index.judges)));
   };
   draw();
   const layers = [{ id: "", label: "all layers" }, ...said.layers.map((layer) => ({ id: String(layer), label: `layer ${layer}` }))];
@@ -28,12 +28,13 @@ pages.latents = async ([model, source, dictionary], settings) => {
   };
 };
 
-function latentTable(model, source, dictionary, rows, words) {
+function latentTable(model, source, dictionary, rows, words, marks) {
   const first = (row) => words.get(row.unit)?.[0];
   return table([
     { name: "latent", key: (r) => r.unit, cell: (r) => (words.has(r.unit) ? link(latentAddress(model, source, dictionary, r.unit), r.unit) : r.unit) },
     { name: "in words", wide: true, cell: (r) => first(r)?.text || (words.has(r.unit) ? "not explained" : "") },
     { name: "correlation", key: (r) => first(r)?.correlation[0], down: true, cell: (r) => interval(first(r)?.correlation), title: "of predicted and true activation on all tokens of test documents" },
+    ...marks.map((mark) => ({ name: `judge: ${mark.label}`, key: (r) => first(r)?.judge?.[mark.name]?.[0], down: true, cell: (r) => interval(first(r)?.judge?.[mark.name]), title: judgeHelp(mark) })),
     { name: "share of its layer", key: (r) => r.share, down: true, cell: (r) => percent(r.share, 2), title: "share of all that the layer's latents write" },
     { name: "active on", key: (r) => r.rate, down: true, cell: (r) => percent(r.rate, 2), title: "share of tokens" },
     { name: "flags", key: (r) => r.flag, down: true, cell: (r) => r.flag },
@@ -59,7 +60,8 @@ pages.latent = async ([model, source, dictionary, place]) => {
       el("h2", {}, "What it is active on, in words"),
       ...words.map((entry) => el("article", { class: "words" }, el("p", { class: "said" }, entry.text || "Not explained."), el("p", { class: "note" }, `explainer ${entry.explainer}`),
         el("p", {}, "Correlation of predicted and true activation ", el("b", {}, interval(entry.correlation)), `. ${missing(entry.advantage[0]) ? "" : `${interval(entry.advantage)} above the closest control (${CONTROLS[entry.control] || entry.control}).`}`),
-        fold("all scores, beside those of explanations that should fail", scoreTable(own.scores[entry.explainer] || {})))),
+        fold("all scores, beside those of explanations that should fail", scoreTable(own.scores[entry.explainer] || {})),
+        judgeText(entry, index.judges), judgeTable(own.judge?.[entry.explainer]))),
       el("h2", {}, "Examples"), el("p", { class: "note" }, "Shading: activation as a share of the largest; the ", el("span", { class: "query" }, "framed"), " token is the example."), own.examples.map((example) => latentExample(example, own.max)),
       el("div", { class: "columns" },
         own.histogram ? el("div", {}, el("h3", {}, "How strongly it is active"), histogram(own.histogram)) : null,

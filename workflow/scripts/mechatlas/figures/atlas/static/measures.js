@@ -100,6 +100,9 @@ function measuresOf(data) {
     { id: "cluster", group: "words", label: "cluster of like explanations", kind: "class", help: "Explanations whose sentences are alike (HDBSCAN on sentence embeddings).", value: (n) => (missing(word(n)?.cluster) ? "none" : `cluster ${word(n).cluster}`) },
     { id: "flag", group: "words and causes", label: "where words and measurements disagree", kind: "class", help: "Heads that a researcher wants to look at next; see the page on agreement.", value: (n) => flags.get(n)?.[0].kind ?? "no disagreement" },
   ];
+  for (const mark of data.judges?.[source] || []) {
+    list.push({ id: `judge.${mark.name}`, group: "words, by a judge", label: `judge: ${mark.label}`, kind: "sequential", from: 0, to: 1, digits: 2, help: judgeHelp(mark), value: (n) => word(n)?.judge?.[mark.name]?.[0] });
+  }
   for (const [key, words] of Object.entries(BEHAVIOURS)) {
     if (!Object.values(data.shows).some((entry) => key in entry)) continue;
     list.push({ id: key, group: "measured on random tokens", label: `${words}: attention`, kind: "sequential", from: 0, to: 1, digits: 2, help: `Mean attention of a ${words} head's kind on random tokens that are repeated; measured, no explanation is used.`, value: (n) => data.shows[n]?.[key] });
