@@ -183,7 +183,8 @@ def _outlines_alone() -> Iterator[None]:
     """
     from fontTools.subset import Options
 
-    before = Options._drop_tables_default
+    # A private name of fontTools: under another one only the time is lost.
+    before = getattr(Options, "_drop_tables_default", [])
     Options._drop_tables_default = [*before, *UNREAD_TABLES]
     try:
         yield
