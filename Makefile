@@ -40,8 +40,9 @@ test-slurm: $(VENV)-slurm/.installed ## real runs on a one-node SLURM that is st
 # What $(VENV) has, and the executor; apart, as Snakemake would import an executor that it finds in every job.
 $(VENV)-slurm/.installed: envs/slurm.txt $(STAMP)
 	$(PYTHON) -m venv $(VENV)-slurm
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-	  > "$$($(VENV)-slurm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+	purelib='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	  echo "import site; site.addsitedir('$$($(BIN)/python -c "$$purelib")')" \
+	  > "$$($(VENV)-slurm/bin/python -c "$$purelib")/base.pth"
 	$(VENV)-slurm/bin/python -m pip install --quiet --disable-pip-version-check -r envs/slurm.txt
 	@touch $@
 
