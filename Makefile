@@ -35,15 +35,12 @@ test: checks ## the full test suite, lint included
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q --ignore=tests/slurm --ignore=tests/faults --ignore=tests/browser -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slurm: $(VENV)-slurm/.installed ## real runs on a one-node SLURM that is started for it (needs root and Debian's SLURM packages)
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(VENV)-slurm/bin/python -m pytest -q --durations=0 --durations-min=1 tests/slurm
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PYTHONPATH=$(abspath $(VENV)-slurm) \
+	  $(BIN)/python -m pytest -q --durations=0 --durations-min=1 tests/slurm
 
-# What $(VENV) has, and the executor; apart, as Snakemake would import an executor that it finds in every job.
+# The executor alone, beside $(VENV): Snakemake imports every executor that it finds, in every job.
 $(VENV)-slurm/.installed: envs/slurm.txt $(STAMP)
-	$(PYTHON) -m venv $(VENV)-slurm
-	purelib='import sysconfig; print(sysconfig.get_path("purelib"))'; \
-	  echo "import site; site.addsitedir('$$($(BIN)/python -c "$$purelib")')" \
-	  > "$$($(VENV)-slurm/bin/python -c "$$purelib")/base.pth"
-	$(VENV)-slurm/bin/python -m pip install --quiet --disable-pip-version-check -r envs/slurm.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)-slurm -r envs/slurm.txt
 	@touch $@
 
 test-faults: $(STAMP) ## kills, damage, full disks: FAULTS=short (default, 3 minutes) or full (20 minutes), FAULTS_SEED=N

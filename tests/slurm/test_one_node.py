@@ -67,7 +67,10 @@ def test_a_start_that_fails_leaves_nothing(
     broken.write_text("#!/bin/sh\necho no such luck; exit 3\n")
     broken.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with pytest.raises(RuntimeError, match="slurmd did not come up(.|\n)*no such luck"), OneNode(folder):
+    with (
+        pytest.raises(RuntimeError, match="slurmd did not come up(.|\n)*no such luck"),
+        OneNode(folder),
+    ):
         pass
     assert processes() == before and place() == links
 

@@ -7,9 +7,7 @@ that what a job does when it is tried again is seen on the way to the results.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -31,16 +29,13 @@ pytestmark = [
 ]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# A look at the jobs every few seconds: a cluster of one node is not overloaded by that.
-PROFILE = [
-    *("--workflow-profile", str(REPOSITORY / "profiles" / "slurm"), "--resources", "gpu=1"),
-    *("--slurm-init-seconds-before-status-checks", "5", "--latency-wait", "5"),
-]
+PROFILE = REPOSITORY / "profiles" / "slurm"
+CLUSTER = ["--workflow-profile", str(PROFILE), "--resources", "gpu=1", "--latency-wait", "5"]
 LOCAL = [
     *("--workflow-profile", str(REPOSITORY / "profiles" / "default"), "--resources", "gpu=1"),
     *("--cores", "2"),
 ]
-# Every analysis: heads, latents, circuits, a transcoder with a graph; two chunks, so that two GPU jobs could overlap.
+# Every analysis, small: heads, latents of a dictionary, circuits of a task, a transcoder with a graph.
 REDUCED = {
     "models": {"demo-4l": None, "demo-2l": {"path": str(REPOSITORY / "resources/models/demo-2l")}},
     "sources": {
@@ -49,9 +44,9 @@ REDUCED = {
     },
     "tasks": {
         "ioi": None,
-        "numerals": None,
         "months": None,
-        "induction": {"kind": "induction", "prompts": 4, "held_out": 4},
+        "induction": None,
+        "numerals": {"prompts": 4, "held_out": 4},
     },
     "circuits": {
         "patching": {"points": ["z"]},
@@ -66,7 +61,7 @@ REDUCED = {
         "generation": {"prompts": 4},
     },
     "sampling": {"windows": 48, "window_len": 32, "pattern_windows": 6},
-    "capture": {"chunk_windows": 24, "topk": 40},
+    "capture": {"topk": 40},
     "dictionaries": {
         "resid": {
             **{"models": ["demo-2l"], "latents": 32, "k": 4, "tokens": 1024, "batch_tokens": 128},
@@ -81,8 +76,8 @@ REDUCED = {
     },
     "graphs": {
         "ioi": None,
-        "numerals": None,
-        "induction": {"models": ["demo-2l"], "task": "induction"},
+        "induction": None,
+        "numerals": {"models": ["demo-2l"], "task": "numerals"},
     },
     "graph_sets": {"ioi": None},
     "latents": {"max_latents": 2, "causal_windows": 2, "steering_windows": 1},
@@ -93,21 +88,35 @@ REDUCED = {
     },
 }
 HERE = {"render_index", "write_manifest"}  # what only links and checks runs where Snakemake runs
-CANCELLED, SHORT = "capture_heads", "sample_windows"  # the faults of the whole run
+CANCELLED, SHORT = "capture_heads", "merge_events"  # the faults of the whole run
 FIRST_MB = 50
+ALONE = "prepare_prompts", "results/demo-2l/tasks/numerals/prompts.jsonl"  # needs nothing else
 
 
 @dataclass
 class Run:
-    """A whole run on the cluster: where, what Snakemake printed, and what SLURM knows of its jobs."""
+    """A whole run on the cluster.
+
+    Attributes
+    ----------
+    folder : Path
+    output : str
+        What Snakemake printed.
+    jobs : dict
+        What SLURM knows of each job, by its identifier, and under ``Rules`` the rules that ran in it.
+    cancelled : str
+        The job that was cancelled.
+    """
 
     folder: Path
     output: str
-    jobs: dict[str, dict[str, str]]
+    jobs: dict[str, dict]
     cancelled: str
 
-    def of_rule(self, rule: str) -> list[dict[str, str]]:
-        return [job for job in self.jobs.values() if job["Rule"] == rule]
+    def tries(self, rule: str) -> list[dict]:
+        """Return the jobs of a rule in the order in which they were submitted."""
+        return [job for _, job in sorted(self.jobs.items(), key=lambda pair: int(pair[0]))
+                if job["Rules"] == [rule]]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -121,14 +130,19 @@ def cluster() -> Iterator[OneNode]:
 def run(cluster: OneNode, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = prepare(tmp_path_factory.mktemp("cluster"))
     short = ["--set-resources", f"{SHORT}:mem_mb={FIRST_MB}*20**(attempt-1)"]
-    with start(folder, *PROFILE, *short) as process:
+    with start(folder, *CLUSTER, *looks(8), *short) as process:
         cancelled = wait_for_job(cluster, CANCELLED, process)
         ask("scancel", cancelled)
-        assert process.wait(600) == 0, said(folder)
+        assert process.wait(900) == 0, said(folder)
     output = said(folder)
-    jobs = cluster.jobs()
-    rules = submitted(output)
-    return Run(folder, output, {job: jobs[job] | {"Rule": rules[job]} for job in rules}, cancelled)
+    known = cluster.jobs()
+    jobs = {job: known[job] | {"Rules": rules} for job, rules in submitted(output).items()}
+    return Run(folder, output, jobs, cancelled)
+
+
+def looks(seconds: int) -> list[str]:
+    """Say how often the jobs are looked at: about when one ends, as every look in vain makes the next one later."""
+    return ["--slurm-init-seconds-before-status-checks", str(seconds)]
 
 
 def prepare(folder: Path) -> Path:
@@ -142,8 +156,9 @@ class start(subprocess.Popen):  # noqa: N801 - reads as a statement
     def __init__(self, folder: Path, *arguments: str) -> None:
         given = ["-s", str(REPOSITORY / "Snakefile"), "--configfile", "reduced.yaml", *arguments]
         with (folder / "output.txt").open("w") as output:
+            # It must not outlive these tests, should they be killed.
             super().__init__(
-                [sys.executable, "-m", "snakemake", *given],
+                ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", "snakemake", *given],
                 cwd=folder,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -175,9 +190,19 @@ def wait_for_job(cluster: OneNode, rule: str, process: subprocess.Popen) -> str:
     raise AssertionError(f"no job of {rule} has started")
 
 
-def submitted(output: str) -> dict[str, str]:
-    """Return the rule of every SLURM job that a run submitted, by the job's identifier."""
-    return dict(re.findall(r"SLURM jobid (\d+) \(log: \S*slurm_logs/rule_(\w+)/", output))
+def submitted(output: str) -> dict[str, list[str]]:
+    """Return the rules that ran in every SLURM job that a run submitted, by the job's identifier."""
+    pairs = yaml.safe_load((PROFILE / "profile.yaml").read_text())["groups"]
+    group_of = dict(pair.split("=") for pair in pairs)
+    found = {}
+    for job, name in re.findall(r"SLURM jobid (\d+) \(log: \S*?slurm_logs/([\w-]+)/", output):
+        kind, _, name = name.partition("_")
+        found[job] = [name] if kind == "rule" else []
+        if kind == "group":  # of one model and source there is one job of each rule in it
+            members = [r for r in planned(output) if name.startswith(f"{group_of.get(r)}_")]
+            assert all(rule in name for rule in members)
+            found[job] = members
+    return found
 
 
 def planned(output: str) -> dict[str, int]:
@@ -201,17 +226,29 @@ def checksums(folder: Path) -> dict[str, str]:
 def test_every_rule_ran_as_a_cluster_job(run: Run) -> None:
     wanted = {rule: n for rule, n in planned(run.output).items() if rule not in {*HERE, "all"}}
     assert len(wanted) > 30
-    completed = Counter(job["Rule"] for job in run.jobs.values() if job["JobState"] == "COMPLETED")
-    assert completed == wanted
+    done = [
+        rules
+        for job in run.jobs.values()
+        if job["JobState"] == "COMPLETED"
+        for rules in job["Rules"]
+    ]
+    assert Counter(done) == wanted
     here = set(re.findall(r"^localrule (\w+):", run.output, flags=re.MULTILINE))
     assert here == HERE | {"all"}
+
+
+def test_short_jobs_of_a_group_are_one_cluster_job(run: Run) -> None:
+    (tables,) = [job for job in run.jobs.values() if "report_heads" in job["Rules"]]
+    wanted = ["cluster_explanations", "render_heads", "report_heads", "summarise_scores"]
+    assert sorted(tables["Rules"]) == wanted
+    assert "gpu" not in tables["TRES"]
 
 
 def test_jobs_ask_for_a_gpu_if_their_rule_wants_one_and_have_it_alone(run: Run) -> None:
     wants = gpu_rules()
     holders = [job for job in run.jobs.values() if "gres/gpu=1" in job["TRES"]]
-    assert {job["Rule"] for job in holders} == wants & set(planned(run.output))
-    assert all(job["Rule"] in wants or "gpu" not in job["TRES"] for job in run.jobs.values())
+    assert {rule for job in holders for rule in job["Rules"]} == wants & set(planned(run.output))
+    assert all("gpu" not in job["TRES"] for job in run.jobs.values() if job not in holders)
     times = sorted((job["StartTime"], job["EndTime"]) for job in holders)
     assert len(times) > 10
     for (_, end), (begin, _) in zip(times, times[1:], strict=False):
@@ -219,12 +256,9 @@ def test_jobs_ask_for_a_gpu_if_their_rule_wants_one_and_have_it_alone(run: Run) 
 
 
 def test_a_cancelled_job_was_tried_again_with_more(run: Run) -> None:
-    tries = sorted(run.of_rule(CANCELLED), key=lambda job: int(job["JobId"]))
-    assert len(tries) == 3  # two chunks, one of them twice
-    first = run.jobs[run.cancelled]
-    assert first["JobState"] == "CANCELLED"
-    second = tries[-1]
-    assert second["Comment"] == first["Comment"] and second["JobState"] == "COMPLETED"
+    first, second = run.tries(CANCELLED)
+    assert first is run.jobs[run.cancelled] and first["JobState"] == "CANCELLED"
+    assert second["JobState"] == "COMPLETED"
     assert int(second["MinMemoryNode"][:-1]) == 2 * int(first["MinMemoryNode"][:-1])
     assert minutes(second["TimeLimit"]) == 2 * minutes(first["TimeLimit"])
     assert f"SLURM-job '{run.cancelled}' failed, SLURM status is: 'CANCELLED'" in run.output
@@ -236,48 +270,44 @@ def minutes(limit: str) -> int:
 
 
 def test_a_job_over_its_memory_was_tried_again_with_more(run: Run) -> None:
-    first, second = sorted(run.of_rule(SHORT), key=lambda job: int(job["JobId"]))
+    first, second = run.tries(SHORT)
     assert first["MinMemoryNode"] == f"{FIRST_MB}M" and first["JobState"] != "COMPLETED"
     assert second["MinMemoryNode"] == f"{20 * FIRST_MB}M" and second["JobState"] == "COMPLETED"
 
 
 def test_results_are_those_of_a_local_run(run: Run, tmp_path: Path) -> None:
     snakemake(prepare(tmp_path), *LOCAL)
-    assert checksums(tmp_path) == checksums(run.folder)
     assert len(checksums(tmp_path)) > 100
+    assert checksums(tmp_path) == checksums(run.folder)
 
 
 def test_a_job_that_never_has_enough_memory_fails_with_the_reason(
     cluster: OneNode, tmp_path: Path
 ) -> None:
-    target = "results/sources/synthetic-wiki/documents.parquet"
-    short = ["--set-resources", f"prepare_documents:mem_mb={FIRST_MB}", "--retries", "1"]
-    output = snakemake(prepare(tmp_path), *PROFILE, *short, target, fails=True)
-    jobs = submitted(output)
-    assert list(jobs.values()) == ["prepare_documents", "prepare_documents"]
-    assert not {cluster.jobs()[job]["JobState"] for job in jobs} & {"COMPLETED", "RUNNING"}
-    assert "Error in rule prepare_documents" in output
-    assert re.search(r"exceeded \w+ memory limit|oom", output)
+    rule, target = ALONE
+    short = ["--set-resources", f"{rule}:mem_mb={FIRST_MB}", "--retries", "0"]
+    output = snakemake(prepare(tmp_path), *CLUSTER, *looks(3), *short, target, fails=True)
+    ((job, rules),) = submitted(output).items()
+    assert rules == [rule] and cluster.jobs()[job]["JobState"] != "COMPLETED"
+    assert f"Error in rule {rule}" in output
+    assert re.search(rf"^SLURM job {job}: .*exceeded memory limit", output, re.M)
     assert not (tmp_path / target).exists()
 
 
-def test_an_interrupted_run_cancels_its_jobs_and_goes_on_later(
-    cluster: OneNode, tmp_path: Path
-) -> None:
-    target = "results/sources/synthetic-wiki/documents.parquet"
-    with start(prepare(tmp_path), *PROFILE, target) as process:
-        job = wait_for_job(cluster, "prepare_documents", process)
+def test_an_interrupted_run_cancels_its_jobs(cluster: OneNode, tmp_path: Path) -> None:
+    rule, target = ALONE
+    with start(prepare(tmp_path), *CLUSTER, *looks(3), target) as process:
+        job = wait_for_job(cluster, rule, process)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) != 0
     assert cluster.jobs()[job]["JobState"] == "CANCELLED"
-    snakemake(tmp_path, *PROFILE, target)
-    assert (tmp_path / target).exists()
+    assert not (tmp_path / target).exists()
 
 
 def test_doctor_finds_the_cluster_ready(cluster: OneNode, tmp_path: Path) -> None:
-    output = snakemake(prepare(tmp_path), *PROFILE, "doctor")
-    found = {name: state for state, name in re.findall(r"^(\w+) +([\w ]+?)  ", output, re.MULTILINE)}
-    wanted = dict.fromkeys(
-        "plugin commands controller config listing partitions gpu".split(), "ok"
-    )
+    output = snakemake(prepare(tmp_path), *CLUSTER, *looks(3), "doctor")
+    found = {
+        name: state for state, name in re.findall(r"^(ok|note|wrong) +([\w ]+?)  ", output, re.M)
+    }
+    wanted = dict.fromkeys("plugin commands controller config listing partitions gpu".split(), "ok")
     assert found == wanted | {"trial job": "ok", "accounting": "note"}
