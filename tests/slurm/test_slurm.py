@@ -133,7 +133,7 @@ def run(cluster: OneNode, tmp_path_factory: pytest.TempPathFactory) -> Run:
     with start(folder, *CLUSTER, *looks(8), *short) as process:
         cancelled = wait_for_job(cluster, CANCELLED, process)
         ask("scancel", cancelled)
-        assert process.wait(900) == 0, said(folder)
+        assert process.wait(1800) == 0, said(folder)
     output = said(folder)
     known = cluster.jobs()
     jobs = {job: known[job] | {"Rules": rules} for job, rules in submitted(output).items()}
@@ -175,7 +175,7 @@ def said(folder: Path) -> str:
 
 def snakemake(folder: Path, *arguments: str, fails: bool = False) -> str:
     with start(folder, *arguments) as process:
-        process.wait(600)
+        process.wait(900)
     assert (process.returncode != 0) == fails, said(folder)
     return said(folder)
 
