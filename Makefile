@@ -34,8 +34,14 @@ demo: $(STAMP) ## run the default workflow and print where the report is
 test: checks ## the full test suite, lint included
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q --ignore=tests/slurm --ignore=tests/faults --ignore=tests/browser -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-test-slurm: $(STAMP) ## real runs on a one-node SLURM that is started for it (needs root and Debian's SLURM packages)
-	$(BIN)/python -m pytest -q tests/slurm
+test-slurm: $(VENV)-slurm/.installed ## real runs on a one-node SLURM that is started for it (needs root and Debian's SLURM packages)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PYTHONPATH=$(abspath $(VENV)-slurm) \
+	  $(BIN)/python -m pytest -q --durations=0 --durations-min=1 tests/slurm
+
+# The executor alone, beside $(VENV): Snakemake imports every executor that it finds, in every job.
+$(VENV)-slurm/.installed: envs/slurm.txt $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)-slurm -r envs/slurm.txt
+	@touch $@
 
 test-faults: $(STAMP) ## kills, damage, full disks: FAULTS=short (default, 3 minutes) or full (20 minutes), FAULTS_SEED=N
 	$(BIN)/python -m pytest -q tests/faults

@@ -2,8 +2,9 @@
 
 Needs root and Debian's packages slurmctld, slurmd, slurm-client and munge. There is no slurmdbd (so no accounting), no
 cgroups and no systemd; the GPU is a device node that nobody opens, which SLURM counts and hands out like a real one.
-Everything lies in one folder, except two links in /etc/slurm: the executor takes every SLURM_ variable from its jobs,
-SLURM_CONF too, so that the configuration must be where the programs look for it.
+The daemons are children of the process that starts them and end with it, even if it is killed. Everything lies in one
+folder, except two links in /etc/slurm: the executor takes every SLURM_ variable from its jobs, SLURM_CONF too, so that
+the configuration must be where the programs look for it.
 """
 
 from __future__ import annotations
@@ -13,26 +14,20 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import socket
 import stat
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 PROGRAMS = (
-    "munged",
-    "slurmctld",
-    "slurmd",
-    "sbatch",
-    "srun",
-    "squeue",
-    "scancel",
-    "sinfo",
-    "scontrol",
+    *("munged", "slurmctld", "slurmd", "sbatch", "srun"),
+    *("squeue", "scancel", "sinfo", "scontrol", "setpriv"),
 )
 PLACE = Path("/etc/slurm")
 FILES = ("slurm.conf", "gres.conf")
+PREFIX = "slurm-one-"  # of the folder, by which links of a killed run are known
 NVIDIA = 195  # the major number of NVIDIA's device nodes; SLURM wants a character device to name in a job
 
 CONFIG = """\
@@ -56,15 +51,13 @@ JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=1
 JobAcctGatherParams=OverMemoryKill
 AccountingStorageType=accounting_storage/none
-JobCompType=jobcomp/filetxt
-JobCompLoc={folder}/ended.txt
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,bf_interval=5
 GresTypes=gpu
 MpiDefault=none
 ReturnToService=2
-MinJobAge=600
+MinJobAge=3600
 KillWait=2
 DefMemPerCPU=500
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} Gres=gpu:1 State=UNKNOWN
@@ -78,11 +71,15 @@ def why_not() -> str:
     if missing:
         return f"not installed: {', '.join(missing)} (Debian: slurmctld slurmd slurm-client munge)"
     if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
-        return "Snakemake's SLURM executor is not installed: pip install -r envs/slurm.txt"
+        return "Snakemake's SLURM executor is not installed: make test-slurm does it"
     if os.geteuid() != 0:
         return "starting slurmctld and slurmd needs root"
-    taken = [str(PLACE / name) for name in FILES if os.path.lexists(PLACE / name)]
-    return f"{taken[0]} exists: this machine has a SLURM of its own" if taken else ""
+    for path in (PLACE / name for name in FILES):
+        if path.is_symlink() and path.readlink().parent.name.startswith(PREFIX):
+            return f"{path} was left by a killed run of these tests, or another runs now: remove it if none does"
+        if os.path.lexists(path):
+            return f"{path} exists: this machine has a SLURM of its own"
+    return ""
 
 
 class OneNode:
@@ -91,14 +88,15 @@ class OneNode:
     Parameters
     ----------
     folder : Path
-        Empty, and on a path short enough for a socket (108 characters).
+        Empty, with a name that begins with `PREFIX`, and on a path short enough for a socket (108 characters).
     cpus : int
     """
 
     def __init__(self, folder: Path, cpus: int = 2):
         self.folder = folder
         self.cpus = cpus
-        self.daemons: list[Path] = []
+        self.daemons: list[subprocess.Popen] = []
+        self.made_place = False
 
     def __enter__(self) -> OneNode:
         try:
@@ -110,29 +108,29 @@ class OneNode:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.daemons:
-            subprocess.run(["scancel", "--user=root"], capture_output=True)
-        for pid_file in reversed(self.daemons):
-            _stop(pid_file)
+        if len(self.daemons) == 3:
+            self._end_jobs()
+        for daemon in reversed(self.daemons):
+            _stop(daemon)
+        self.daemons.clear()
         for name in FILES:
             link = PLACE / name
-            if link.is_symlink() and link.resolve() == (self.folder / name).resolve():
+            if link.is_symlink() and link.readlink() == self.folder / name:
                 link.unlink()
+        if self.made_place:
+            PLACE.rmdir()
 
-    def ended(self) -> list[dict[str, str]]:
-        """Return a record for each job that has ended: JobId, Name, JobState, StartTime, EndTime and others."""
-        path = self.folder / "ended.txt"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines]
+    def jobs(self) -> dict[str, dict[str, str]]:
+        """Return what the controller knows of every job, by its identifier: JobState, Comment, StartTime and others."""
+        said = ask("scontrol", "--oneliner", "show", "job")
+        records = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in said.splitlines()]
+        return {record["JobId"]: record for record in records if "JobId" in record}
 
-    def running(self) -> list[tuple[str, str, int]]:
-        """Return identifier, comment (what the executor says of the job) and GPUs of every running job."""
-        form = "%i|%k|%b"
-        done = subprocess.run(
-            ["squeue", "-h", "-t", "R", "-o", form], capture_output=True, text=True
-        )
-        rows = [line.split("|") for line in done.stdout.splitlines()]
-        return [(job, comment, int("gpu" in gres)) for job, comment, gres in rows]
+    def _end_jobs(self) -> None:
+        subprocess.run(["scancel", "--user=root"], capture_output=True)
+        end = time.monotonic() + 15
+        while ask("squeue", "-h") and time.monotonic() < end:
+            time.sleep(0.2)
 
     def _configure(self) -> None:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20 - 512
@@ -150,36 +148,62 @@ class OneNode:
                 host=host, folder=self.folder, cpus=self.cpus, memory=memory, ctld_port=_port(), d_port=_port()
             )
         )  # fmt: skip
-        # A GPU without a file is counted as none, and the node then refuses every job.
+        gpu = self._gpu()
+        (self.folder / "gres.conf").write_text(f"NodeName={host} Name=gpu File={gpu}\n")
+        if not PLACE.exists():
+            PLACE.mkdir()
+            self.made_place = True
+        for name in FILES:
+            (PLACE / name).symlink_to(self.folder / name)
+
+    def _gpu(self) -> Path:
+        """Return the file that stands for the GPU: without one the node has none, and then refuses every job."""
         device = Path("/dev/nvidia0")
         if not device.exists():
             device = self.folder / "nvidia0"
-            os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(NVIDIA, 0))
-        (self.folder / "gres.conf").write_text(f"NodeName={host} Name=gpu File={device}\n")
-        PLACE.mkdir(exist_ok=True)
-        for name in FILES:
-            (PLACE / name).symlink_to(self.folder / name)
+            try:
+                os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(NVIDIA, 0))
+            except PermissionError:  # a container: a plain file is counted too, but named in no job
+                device.touch()
+        return device
 
     def _start(self) -> None:
         munge = self.folder / "munge"
         self._daemon(
-            munge / "pid", "munged", "--force", f"--key-file={munge}/key", f"--socket={munge}/socket",
+            "munged", "--foreground", "--force", f"--key-file={munge}/key", f"--socket={munge}/socket",
             f"--pid-file={munge}/pid", f"--log-file={munge}/log", f"--seed-file={munge}/seed",
         )  # fmt: skip
-        self._daemon(self.folder / "slurmctld.pid", "slurmctld", "-c")
-        self._daemon(self.folder / "slurmd.pid", "slurmd")
-        for _ in range(150):
-            done = subprocess.run(["sinfo", "-h", "-o", "%T"], capture_output=True, text=True)
-            if done.stdout.strip() == "idle":
-                return
-            time.sleep(0.2)
-        raise RuntimeError(
-            f"the node did not come up: {done.stdout}{done.stderr}; see {self.folder}"
-        )
+        self._until(lambda: (munge / "socket").exists())
+        self._daemon("slurmctld", "-D", "-c")
+        self._daemon("slurmd", "-D")
+        self._until(lambda: ask("sinfo", "-h", "-o", "%T") == "idle")
 
-    def _daemon(self, pid_file: Path, *command: str) -> None:
-        self.daemons.append(pid_file)
-        subprocess.run(command, check=True, capture_output=True)
+    def _daemon(self, *command: str) -> None:
+        log = self.folder / f"{command[0]}.out"
+        with log.open("w") as said:
+            # Its own session: Ctrl-C is for the tests, which then stop the daemons in order.
+            self.daemons.append(
+                subprocess.Popen(
+                    ["setpriv", "--pdeathsig", "TERM", *command],
+                    cwd=self.folder, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True,
+                )
+            )  # fmt: skip
+
+    def _until(self, ready: Callable[[], bool], seconds: float = 30) -> None:
+        end = time.monotonic() + seconds
+        while not ready():
+            ended = [daemon.args[3] for daemon in self.daemons if daemon.poll() is not None]
+            if ended or time.monotonic() > end:
+                logs = sorted({*self.folder.glob("*.out"), *self.folder.glob("*.log")})
+                said = "\n".join(f"{path.name}: {path.read_text()[-1000:]}" for path in logs)
+                raise RuntimeError(
+                    f"{', '.join(ended) or 'the node'} did not come up within {seconds} s\n{said}"
+                )
+            time.sleep(0.1)
+
+
+def ask(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def _port() -> int:
@@ -188,15 +212,10 @@ def _port() -> int:
         return free.getsockname()[1]
 
 
-def _stop(pid_file: Path) -> None:
-    if not pid_file.exists():
-        return
-    pid = int(pid_file.read_text())
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.kill(pid, number)
-            for _ in range(50):
-                os.kill(pid, 0)
-                time.sleep(0.1)
-        except ProcessLookupError:
-            return
+def _stop(daemon: subprocess.Popen) -> None:
+    daemon.terminate()
+    try:
+        daemon.wait(10)
+    except subprocess.TimeoutExpired:
+        daemon.kill()
+        daemon.wait()

@@ -1,24 +1,26 @@
 """Real runs on a real SLURM: a one-node cluster is started here, the workflow goes through profiles/slurm.
 
-Run by `make test-slurm`; skipped, with the reason, where no cluster can be started.
+Run by `make test-slurm`; skipped, with the reason, where no cluster can be started. The whole run has two faults, so
+that what a job does when it is tried again is seen on the way to the results.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
-from one_node import OneNode, why_not
+from one_node import PREFIX, OneNode, ask, why_not
 
 pytestmark = [
     pytest.mark.slurm,
@@ -27,50 +29,120 @@ pytestmark = [
 ]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# The first look at a job comes after 40 s by default: a cluster of one node is not overloaded by an earlier one.
-PROFILE = ["--workflow-profile", str(REPOSITORY / "profiles" / "slurm"), "--resources", "gpu=1"]
-QUICK = ["--slurm-init-seconds-before-status-checks", "3", "--latency-wait", "5"]
+PROFILE = REPOSITORY / "profiles" / "slurm"
+CLUSTER = ["--workflow-profile", str(PROFILE), "--resources", "gpu=1", "--latency-wait", "5"]
 LOCAL = [
-    "--workflow-profile",
-    str(REPOSITORY / "profiles" / "default"),
-    "--cores",
-    "2",
-    "--resources",
-    "gpu=1",
+    *("--workflow-profile", str(REPOSITORY / "profiles" / "default"), "--resources", "gpu=1"),
+    *("--cores", "2"),
 ]
-MODEL = {"path": str(REPOSITORY / "resources" / "models" / "demo-2l")}
+# Every analysis, small: heads, latents of a dictionary, circuits of a task, a transcoder with a graph.
 REDUCED = {
-    "models": {"demo-4l": None, "demo-2l": MODEL},
+    "models": {"demo-4l": None, "demo-2l": {"path": str(REPOSITORY / "resources/models/demo-2l")}},
     "sources": {
         "synthetic-qa": None,
         "synthetic-wiki": {"kind": "synthetic", "style": "wiki", "documents": 60},
     },
-    "sampling": {"windows": 60, "window_len": 32, "pattern_windows": 6},
-    "capture": {"chunk_windows": 20, "topk": 20},
-    "explain": {"programs": {"steps": 3, "rule_windows": 2}},
+    "tasks": {
+        "ioi": None,
+        "months": None,
+        "induction": None,
+        "numerals": {"prompts": 4, "held_out": 4},
+    },
+    "circuits": {
+        "patching": {"points": ["z"]},
+        "nodes": {
+            **{"random_circuits": 4, "stability_samples": 1, "subset_samples": 1},
+            "least_harmful_step": 8,
+        },
+        "edges": {
+            **{"acdc_orders": 1, "acdc_prompts": 1, "acdc_threshold": 0.5, "random_sets": 2},
+            **{"curve_random_sets": 1, "path_receivers": 1, "shares": [0.05, 1.0]},
+        },
+        "generation": {"prompts": 4},
+    },
+    "sampling": {"windows": 48, "window_len": 32, "pattern_windows": 6},
+    "capture": {"topk": 40},
+    "dictionaries": {
+        "resid": {
+            **{"models": ["demo-2l"], "latents": 32, "k": 4, "tokens": 1024, "batch_tokens": 128},
+            "dead_tokens": 500,
+        }
+    },
+    "transcoders": {
+        "clt": {
+            **{"models": ["demo-2l"], "features": 32, "k": 4, "tokens": 1024},
+            "batch_tokens": 128,
+        }
+    },
+    "graphs": {
+        "ioi": None,
+        "induction": None,
+        "numerals": {"models": ["demo-2l"], "task": "numerals"},
+    },
+    "graph_sets": {"ioi": None},
+    "latents": {"max_latents": 2, "causal_windows": 2, "steering_windows": 1},
+    "explain": {"programs": {"steps": 2, "rule_windows": 2}},
     "score": {
         **{"bootstrap": 20, "min_events": 5, "causal_windows": 2, "random_orders": 1},
-        **{"replacement_shares": [1.0], "controls": ["swapped", "shuffled", "mean_pattern"]},
+        **{"replacement_shares": [1.0], "controls": ["swapped", "mean_pattern"]},
     },
 }
-LOCAL_RULES = {"render_index", "write_manifest"}
+HERE = {"render_index", "write_manifest"}  # what only links and checks runs where Snakemake runs
+CANCELLED, SHORT = "capture_heads", "merge_events"  # the faults of the whole run
+FIRST_MB = 50
+ALONE = "prepare_prompts", "results/demo-2l/tasks/numerals/prompts.jsonl"  # needs nothing else
+
+
+@dataclass
+class Run:
+    """A whole run on the cluster.
+
+    Attributes
+    ----------
+    folder : Path
+    output : str
+        What Snakemake printed.
+    jobs : dict
+        What SLURM knows of each job, by its identifier, and under ``Rules`` the rules that ran in it.
+    cancelled : str
+        The job that was cancelled.
+    """
+
+    folder: Path
+    output: str
+    jobs: dict[str, dict]
+    cancelled: str
+
+    def tries(self, rule: str) -> list[dict]:
+        """Return the jobs of a rule in the order in which they were submitted."""
+        return [job for _, job in sorted(self.jobs.items(), key=lambda pair: int(pair[0]))
+                if job["Rules"] == [rule]]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[OneNode]:
-    folder = Path(
-        tempfile.mkdtemp(prefix="one-")
-    )  # short: a socket's path has 108 characters at most
-    with OneNode(folder) as node:
+    # Not pytest's folder: a socket's path has 108 characters at most.
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as folder, OneNode(Path(folder)) as node:
         yield node
-    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
-def run(cluster: OneNode, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A whole run on the cluster: its folder, and what Snakemake printed."""
-    folder = tmp_path_factory.mktemp("cluster")
-    return folder, snakemake(prepare(folder), *PROFILE, *QUICK)
+def run(cluster: OneNode, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = prepare(tmp_path_factory.mktemp("cluster"))
+    short = ["--set-resources", f"{SHORT}:mem_mb={FIRST_MB}*20**(attempt-1)"]
+    with start(folder, *CLUSTER, *looks(8), *short) as process:
+        cancelled = wait_for_job(cluster, CANCELLED, process)
+        ask("scancel", cancelled)
+        assert process.wait(1800) == 0, said(folder)
+    output = said(folder)
+    known = cluster.jobs()
+    jobs = {job: known[job] | {"Rules": rules} for job, rules in submitted(output).items()}
+    return Run(folder, output, jobs, cancelled)
+
+
+def looks(seconds: int) -> list[str]:
+    """Say how often the jobs are looked at: about when one ends, as every look in vain makes the next one later."""
+    return ["--slurm-init-seconds-before-status-checks", str(seconds)]
 
 
 def prepare(folder: Path) -> Path:
@@ -78,33 +150,59 @@ def prepare(folder: Path) -> Path:
     return folder
 
 
-def command(*arguments: str) -> list[str]:
-    given = ["-s", str(REPOSITORY / "Snakefile"), "--configfile", "reduced.yaml", *arguments]
-    return [sys.executable, "-m", "snakemake", *given]
+class start(subprocess.Popen):  # noqa: N801 - reads as a statement
+    """Snakemake in a folder, its output in a file there; killed at the end of a ``with`` block if it still runs."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        given = ["-s", str(REPOSITORY / "Snakefile"), "--configfile", "reduced.yaml", *arguments]
+        with (folder / "output.txt").open("w") as output:
+            # It must not outlive these tests, should they be killed.
+            super().__init__(
+                ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", "snakemake", *given],
+                cwd=folder,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def __exit__(self, *exception: object) -> None:
+        self.kill()
+        super().__exit__(*exception)
 
 
-def environment() -> dict[str, str]:
-    return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+def said(folder: Path) -> str:
+    return (folder / "output.txt").read_text()
 
 
 def snakemake(folder: Path, *arguments: str, fails: bool = False) -> str:
-    done = subprocess.run(
-        command(*arguments),
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    output = done.stdout + done.stderr
-    assert (done.returncode != 0) == fails, output
-    return output
+    with start(folder, *arguments) as process:
+        process.wait(900)
+    assert (process.returncode != 0) == fails, said(folder)
+    return said(folder)
 
 
-def submitted(output: str) -> dict[str, str]:
-    """Return the rule of every SLURM job that a run submitted, by the job's identifier."""
-    found = re.findall(r"SLURM jobid (\d+) \(log: \S*slurm_logs/(?:rule_)?(\w+)/", output)
-    return dict(found)
+def wait_for_job(cluster: OneNode, rule: str, process: subprocess.Popen) -> str:
+    """Wait until a job of a rule runs and return its identifier."""
+    while process.poll() is None:
+        for identifier, job in cluster.jobs().items():
+            if job["JobState"] == "RUNNING" and job["Comment"].startswith(f"rule_{rule}"):
+                return identifier
+        time.sleep(0.2)
+    raise AssertionError(f"no job of {rule} has started")
+
+
+def submitted(output: str) -> dict[str, list[str]]:
+    """Return the rules that ran in every SLURM job that a run submitted, by the job's identifier."""
+    pairs = yaml.safe_load((PROFILE / "profile.yaml").read_text())["groups"]
+    group_of = dict(pair.split("=") for pair in pairs)
+    found = {}
+    for job, name in re.findall(r"SLURM jobid (\d+) \(log: \S*?slurm_logs/([\w-]+)/", output):
+        kind, _, name = name.partition("_")
+        found[job] = [name] if kind == "rule" else []
+        if kind == "group":  # of one model and source there is one job of each rule in it
+            members = [r for r in planned(output) if name.startswith(f"{group_of.get(r)}_")]
+            assert all(rule in name for rule in members)
+            found[job] = members
+    return found
 
 
 def planned(output: str) -> dict[str, int]:
@@ -112,108 +210,106 @@ def planned(output: str) -> dict[str, int]:
     return {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", table, flags=re.MULTILINE)}
 
 
+def gpu_rules() -> set[str]:
+    """Return the rules that ask for a GPU, as their text has it."""
+    texts = [path.read_text() for path in (REPOSITORY / "workflow" / "rules").glob("*.smk")]
+    rules = [part for text in texts for part in re.split(r"^rule ", text, flags=re.MULTILINE)[1:]]
+    return {rule.partition(":")[0] for rule in rules if "gpu=gpu_request" in rule}
+
+
 def checksums(folder: Path) -> dict[str, str]:
-    names = [
-        line.split("  ", 1)[1]
-        for line in (folder / "results" / "manifest.sha256").read_text().splitlines()
-    ]
+    lines = (folder / "results" / "manifest.sha256").read_text().splitlines()
+    names = [line.split("  ", 1)[1] for line in lines]
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
 
 
-def test_every_rule_ran_as_a_cluster_job(run: tuple[Path, str], cluster: OneNode) -> None:
-    jobs = submitted(run[1])
-    counts = {rule: n for rule, n in planned(run[1]).items() if rule not in {*LOCAL_RULES, "all"}}
-    assert len(counts) > 8
-    assert {rule: list(jobs.values()).count(rule) for rule in counts} == counts
-    states = {job["JobId"]: job["JobState"] for job in cluster.ended()}
-    assert {states[job] for job in jobs} == {"COMPLETED"}
+def test_every_rule_ran_as_a_cluster_job(run: Run) -> None:
+    wanted = {rule: n for rule, n in planned(run.output).items() if rule not in {*HERE, "all"}}
+    assert len(wanted) > 30
+    done = [
+        rules
+        for job in run.jobs.values()
+        if job["JobState"] == "COMPLETED"
+        for rules in job["Rules"]
+    ]
+    assert Counter(done) == wanted
+    here = set(re.findall(r"^localrule (\w+):", run.output, flags=re.MULTILINE))
+    assert here == HERE | {"all"}
 
 
-def test_at_most_one_gpu_job_ran_at_a_time(run: tuple[Path, str], cluster: OneNode) -> None:
-    jobs = submitted(run[1])
-    wanted = {"capture_heads", "replace_heads"}
-    times = sorted(
-        (job["StartTime"], job["EndTime"])
-        for job in cluster.ended()
-        if jobs.get(job["JobId"]) in wanted
-    )
-    assert len(times) >= 4  # three chunks and the replacement: what could have overlapped
-    for (_, end), (start, _) in zip(times, times[1:], strict=False):
-        assert start >= end
-    requests = (run[0] / ".snakemake" / "log").glob("*.log")
-    assert any("gpu=1" in path.read_text() for path in requests)
+def test_short_jobs_of_a_group_are_one_cluster_job(run: Run) -> None:
+    (tables,) = [job for job in run.jobs.values() if "report_heads" in job["Rules"]]
+    wanted = "cluster_explanations render_heads report_heads score_heads summarise_scores".split()
+    assert sorted(tables["Rules"]) == wanted
 
 
-def test_results_are_those_of_a_local_run(run: tuple[Path, str], tmp_path: Path) -> None:
+def test_jobs_ask_for_a_gpu_if_their_rule_wants_one_and_have_it_alone(run: Run) -> None:
+    wants = gpu_rules()
+    holders = [job for job in run.jobs.values() if job.get("TresPerJob") == "gres:gpu:1"]
+    assert {rule for job in holders for rule in job["Rules"]} == wants & set(planned(run.output))
+    others = [job for job in run.jobs.values() if job not in holders]
+    assert others and not any("gpu" in str(job) for job in others)
+    times = sorted((job["StartTime"], job["EndTime"]) for job in holders)
+    assert len(times) > 10
+    for (_, end), (begin, _) in zip(times, times[1:], strict=False):
+        assert begin >= end
+
+
+def test_a_cancelled_job_was_tried_again_with_more(run: Run) -> None:
+    first, second = run.tries(CANCELLED)
+    assert first is run.jobs[run.cancelled] and first["JobState"] == "CANCELLED"
+    assert second["JobState"] == "COMPLETED"
+    asked = [int(job["MinMemoryNode"][:-1]) for job in (first, second)]
+    assert asked[1] == pytest.approx(2 * asked[0], abs=1)  # whole MB
+    times = [minutes(job["TimeLimit"]) for job in (first, second)]
+    assert times[1] == pytest.approx(2 * times[0], abs=1)  # whole minutes
+    assert f"SLURM-job '{run.cancelled}' failed, SLURM status is: 'CANCELLED'" in run.output
+
+
+def minutes(limit: str) -> int:
+    hours, minutes, _ = limit.split(":")
+    return 60 * int(hours) + int(minutes)
+
+
+def test_a_job_over_its_memory_was_tried_again_with_more(run: Run) -> None:
+    first, second = run.tries(SHORT)
+    assert first["MinMemoryNode"] == f"{FIRST_MB}M" and first["JobState"] != "COMPLETED"
+    assert second["MinMemoryNode"] == f"{20 * FIRST_MB}M" and second["JobState"] == "COMPLETED"
+
+
+def test_results_are_those_of_a_local_run(run: Run, tmp_path: Path) -> None:
     snakemake(prepare(tmp_path), *LOCAL)
-    assert checksums(tmp_path) == checksums(run[0])
+    assert len(checksums(tmp_path)) > 100
+    assert checksums(tmp_path) == checksums(run.folder)
 
 
-def test_a_cancelled_job_is_tried_again(cluster: OneNode, tmp_path: Path) -> None:
-    target = "results/demo-2l/synthetic-wiki/heads/raw_events.parquet"
-    before = {job["JobId"] for job in cluster.ended()}
-    process = subprocess.Popen(
-        command(*PROFILE, *QUICK, target), cwd=prepare(tmp_path), env=environment(),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    cancelled = cancel_first(cluster, "capture_heads")
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output
-    assert cancelled in submitted(output)
-    states = {
-        job["JobId"]: job["JobState"] for job in cluster.ended() if job["JobId"] not in before
-    }
-    assert states[cancelled] == "CANCELLED"
-    assert list(submitted(output).values()).count("capture_heads") == 4  # three chunks, one twice
-    assert (tmp_path / target).exists()
-
-
-def cancel_first(cluster: OneNode, rule: str) -> str:
-    """Wait until a job of a rule runs, cancel it, and return its identifier."""
-    for _ in range(600):
-        for job, comment, _ in cluster.running():
-            if rule in comment:
-                subprocess.run(["scancel", job], check=True)
-                return job
-        time.sleep(0.2)
-    raise AssertionError(f"no job of {rule} has started")
-
-
-def test_a_job_over_its_memory_is_tried_again_with_more(cluster: OneNode, tmp_path: Path) -> None:
-    target = "results/demo-2l/synthetic-wiki/capture/0000"
-    short = ["--set-resources", "capture_heads:mem_mb=60*40**(attempt-1)"]
-    output = snakemake(prepare(tmp_path), *PROFILE, *QUICK, *short, target)
-    jobs = [job for job, rule in submitted(output).items() if rule == "capture_heads"]
-    ended = {job["JobId"]: job for job in cluster.ended()}
-    assert len(jobs) == 2
-    assert [ended[job]["JobState"] == "COMPLETED" for job in sorted(jobs, key=int)] == [False, True]
-    assert (tmp_path / target / "index.json").exists() or any((tmp_path / target).iterdir())
-
-
-def test_a_job_that_never_has_enough_memory_fails_with_its_log(
+def test_a_job_that_never_has_enough_memory_fails_with_the_reason(
     cluster: OneNode, tmp_path: Path
 ) -> None:
-    target = "results/demo-2l/synthetic-wiki/capture/0000"
-    short = ["--set-resources", "capture_heads:mem_mb=60"]
-    output = snakemake(
-        prepare(tmp_path), *PROFILE, *QUICK, *short, "--retries", "1", target, fails=True
-    )
-    assert list(submitted(output).values()).count("capture_heads") == 2
-    assert "capture_heads" in output and re.search(r"SLURM status is: '\w+'", output)
+    rule, target = ALONE
+    short = ["--set-resources", f"{rule}:mem_mb={FIRST_MB}", "--retries", "0"]
+    output = snakemake(prepare(tmp_path), *CLUSTER, *looks(3), *short, target, fails=True)
+    ((job, rules),) = submitted(output).items()
+    assert rules == [rule] and cluster.jobs()[job]["JobState"] != "COMPLETED"
+    assert f"Error in rule {rule}" in output
+    assert re.search(rf"^SLURM job {job}: .*exceeded memory limit", output, re.M)
+    assert not (tmp_path / target).exists()
+
+
+def test_an_interrupted_run_cancels_its_jobs(cluster: OneNode, tmp_path: Path) -> None:
+    rule, target = ALONE
+    with start(prepare(tmp_path), *CLUSTER, *looks(3), target) as process:
+        job = wait_for_job(cluster, rule, process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) != 0
+    assert cluster.jobs()[job]["JobState"] == "CANCELLED"
     assert not (tmp_path / target).exists()
 
 
 def test_doctor_finds_the_cluster_ready(cluster: OneNode, tmp_path: Path) -> None:
-    output = snakemake(prepare(tmp_path), *PROFILE, *QUICK, "doctor")
-    states = re.findall(r"^(ok|note|wrong) +([\w ]+?)  ", output, flags=re.MULTILINE)
-    assert (
-        ("ok", "trial job") in states
-        and ("ok", "gpu") in states
-        and ("note", "accounting") in states
-    )
-    assert "wrong" not in {state for state, _ in states}
-
-
-def test_nothing_is_left_when_the_cluster_is_down(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The last test in this file: what was started is what is stopped."""
-    assert why_not().endswith("a SLURM of its own")  # the module's cluster is up
+    output = snakemake(prepare(tmp_path), *CLUSTER, *looks(3), "doctor")
+    found = {
+        name: state for state, name in re.findall(r"^(ok|note|wrong) +([\w ]+?)  ", output, re.M)
+    }
+    wanted = dict.fromkeys("plugin commands controller config listing partitions gpu".split(), "ok")
+    assert found == wanted | {"trial job": "ok", "accounting": "note"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mechatlas import cluster
-from mechatlas.cluster import NOTE, OK, WRONG, examine, missing_profile, require
+from mechatlas.cluster import NOTE, OK, WRONG, examine, missing_profile, reasons, require
 from mechatlas.io import UserError
 
 ANSWERS = {
@@ -119,6 +119,29 @@ def test_profiles_that_exist_are_not_missing(tmp_path: Path, monkeypatch) -> Non
     assert missing_profile(["--workflow-profile", "none"]) is None
     assert missing_profile(["-n", "--workflow-profile", "bad", "-c1"]) == "bad"
     assert missing_profile(["--workflow-profile=good/"]) is None
+
+
+def test_what_slurm_said_of_failed_jobs_is_found(tmp_path: Path) -> None:
+    texts = {
+        "7": "slurmstepd-n1: error: StepId=7.batch exceeded memory limit (9 > 5), killed\nslurmstepd-n1: error: x\n",
+        "8": "a traceback, and nothing of SLURM\n",
+        "9": "slurmstepd: error: *** JOB 9 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***\n",
+    }
+    said = "SLURM-job '6' failed, SLURM status is: 'FAILED'.\n"  # its log was never written
+    for job, text in {**texts, "10": "slurmstepd: error: of a job that did not fail\n"}.items():
+        path = tmp_path / "a (folder)" / "rule_capture_heads" / "model_0000" / f"{job}.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        said += f"Job 3 has been submitted with SLURM jobid {job} (log: {path}).\n"
+    said += "".join(
+        f"message: SLURM-job '{job}' failed, SLURM status is: 'FAILED'.\n" for job in texts
+    )
+    folder = path.parent
+    assert reasons(said) == [
+        f"SLURM job 7: StepId=7.batch exceeded memory limit (9 > 5), killed ({folder / '7.log'})",
+        f"SLURM job 9: *** JOB 9 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT *** ({folder / '9.log'})",
+    ]
+    assert reasons("nothing failed") == []
 
 
 def test_without_the_executor_the_way_out_is_named(monkeypatch) -> None:

@@ -13,7 +13,7 @@ from snakemake.exceptions import WorkflowError
 REPOSITORY = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "workflow" / "scripts"))
 
-from mechatlas.cluster import missing_profile
+from mechatlas.cluster import missing_profile, reasons
 from mechatlas.config import RANDOM_SUFFIX, ConfigError, complete_config
 from mechatlas.config_files import dictionary_paths, find_path, model_files, source_files
 from mechatlas.config_spread import head_batches, latent_batches

@@ -29,6 +29,9 @@ def tell_report():
 
 
 def tell_failure(log_files):
+    for path in log_files:
+        for line in reasons(Path(path).read_text(errors="replace")):
+            print(line, file=sys.stderr)
     print(
         f"Failed. Each rule's own messages: {Path('logs').absolute()}/<rule>/ ; Snakemake's: {' '.join(log_files)}\n"
         "Run the same command again to continue. If it says that the directory is locked, run first:\n"

@@ -1,4 +1,6 @@
 # Resources, fitted on results/benchmarks: memory in MB and time in minutes, doubled with each attempt.
+# On a cluster two Snakemakes of 180 MB each, which import the executor, are in the memory of every job.
+ENGINE_MB = 400
 
 
 def weights_mb(wildcards):
@@ -28,6 +30,7 @@ def memory(base, *, per_weight=0.0, per_window=0.0, per_pattern=0.0, per_latent=
         windows = sampling["windows"] * sampling["window_len"] / 1e6
         patterns = 3 * sampling["pattern_windows"] * sampling["window_len"] ** 2 / 1e6
         size = base + per_window * windows + per_pattern * patterns
+        size += ENGINE_MB * workflow.non_local_exec
         if per_weight:
             size += per_weight * weights_mb(wildcards)
         if per_latent:

@@ -23,9 +23,9 @@ from mechatlas.io import UserError
 
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 PLUGIN = "snakemake-executor-plugin-slurm"
-# The plugin reads the state of a job for the first time after 40 s, and trusts squeue if finished jobs stay listed
-# for three times as long.
-LISTED_SECONDS = 120
+# The plugin looks at the jobs ever more rarely while none ends, every 180 s at last: one that ends and is no longer
+# listed at the next look would be waited for for ever.
+LISTED_SECONDS = 240
 ANSWER_SECONDS = 30
 CONFIGURED = Path("/etc/slurm/slurm.conf")
 
@@ -251,6 +251,26 @@ def missing_profile(arguments: Sequence[str]) -> str | None:
         if profile != "none" and not any(any(found) for found in files):
             return profile
     return None
+
+
+def reasons(said: str) -> list[str]:
+    """Return why SLURM ended jobs, a line for each that failed and of which it said so.
+
+    Without accounting Snakemake says only that a job failed, and in which file SLURM wrote more.
+
+    Parameters
+    ----------
+    said : str
+        What Snakemake said in a run, its log.
+    """
+    logs = dict(re.findall(r"SLURM jobid (\d+) \(log: (.+?)\)\.", said))
+    found = []
+    for job in dict.fromkeys(re.findall(r"SLURM-job '(\d+)' failed", said)):
+        path = Path(logs.get(job, ""))
+        text = path.read_text(errors="replace") if path.is_file() else ""
+        if reason := re.search(r"^slurmstepd\S*: error: (.+)", text, flags=re.MULTILINE):
+            found.append(f"SLURM job {job}: {reason.group(1)} ({path})")
+    return found
 
 
 def _accounting(settings: dict[str, str]) -> bool:

@@ -51,6 +51,8 @@ class PromptGraph:
         graph, rows = self.graph, self.graph.has_row
         largest = np.abs(graph.total[rows]).max()
         clean = self.agreement.astype(object).where(self.agreement.notna(), None)
+        forecast = asdict(self.forecast)
+        del forecast["seconds"]  # measured here and now; results are the same on every run
         return {
             "prompt": self.text,
             "tokens": len(self.texts),
@@ -64,7 +66,7 @@ class PromptGraph:
             "scores": {k: None if np.isnan(v) else v for k, v in self.scores.items()},
             "agreement": clean.to_dict("records"),
             "mean_path_length": mean_path_length(graph),
-            "forecast": asdict(self.forecast),
+            "forecast": forecast,
         }
 
 
