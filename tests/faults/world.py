@@ -12,6 +12,7 @@ import time
 import uuid
 from pathlib import Path
 
+import ctrl_c
 import yaml
 from llm_server import Call, LlmServer
 
@@ -158,7 +159,7 @@ class Run:
             self.process = subprocess.Popen(
                 command, cwd=world.folder, env=world.environment, stdout=out,
                 stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
-                preexec_fn=_hear_ctrl_c,
+                preexec_fn=ctrl_c.hear,
             )  # fmt: skip
 
     def said(self) -> str:
@@ -197,11 +198,6 @@ class Run:
         """End everything, whatever state it is in."""
         self.signal_group(signal.SIGKILL)
         self.process.wait()
-
-
-def _hear_ctrl_c() -> None:
-    # A shell without job control starts what runs in the background deaf to it, and that is inherited.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _command(pid: int) -> str:

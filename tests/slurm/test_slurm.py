@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import ctrl_c
 import pytest
 import yaml
 from one_node import PREFIX, OneNode, ask, why_not
@@ -162,6 +163,7 @@ class start(subprocess.Popen):  # noqa: N801 - reads as a statement
                 cwd=folder,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                preexec_fn=ctrl_c.hear,
             )
 
     def __exit__(self, *exception: object) -> None:
@@ -214,7 +216,10 @@ def gpu_rules() -> set[str]:
     """Return the rules that ask for a GPU, as their text has it."""
     texts = [path.read_text() for path in (REPOSITORY / "workflow" / "rules").glob("*.smk")]
     rules = [part for text in texts for part in re.split(r"^rule ", text, flags=re.MULTILINE)[1:]]
-    return {rule.partition(":")[0] for rule in rules if "gpu=gpu_request" in rule}
+    # `gpu_unless`: of rules that ask for one unless others did their work, as nowhere here.
+    return {
+        rule.partition(":")[0] for rule in rules if re.search(r"gpu=gpu_(request|unless)", rule)
+    }
 
 
 def checksums(folder: Path) -> dict[str, str]:

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import ctrl_c
 import pytest
 from llm_server import Call, LlmServer, Reply, echo
 from llm_works import run, settings, texts
@@ -34,6 +35,7 @@ def start(
         [*command, way, str(tmp_path / out)],
         env={"PYTHONPATH": ":".join(sys.path), "PATH": "/usr/bin:/bin"},
         stderr=subprocess.PIPE,
+        preexec_fn=ctrl_c.hear,
     )
 
 
