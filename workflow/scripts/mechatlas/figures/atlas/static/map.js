@@ -167,7 +167,7 @@ function chosenList(model, data, names, measure, state, clear) {
       measure.id === "class" ? null : { name: measure.label, key: (r) => r.value, down: true, cell: (r) => shown(measure, r.value) },
       measure.id === "iou" ? null : { name: "IoU", key: (r) => r.words?.iou[0], down: true, cell: (r) => interval(r.words?.iou) },
       Object.keys(data.tasks).length ? { name: "most needed by", key: (r) => Math.abs(r.worst?.[1]?.[0] ?? 0), down: true, title: "task that loses most without this head, in percent of its score", cell: (r) => (r.worst ? `${r.worst[0]}: ${fixed(r.worst[1][0], 0)} %` : "–") } : null,
-      { name: "flag", key: (r) => r.flag?.[0].kind ?? "", down: true, cell: (r) => (r.flag ? r.flag.map((f) => `${f.kind}: ${f.what}`).join("; ") : "") },
+      { name: "flag", wide: true, key: (r) => r.flag?.[0].kind ?? "", down: true, cell: (r) => (r.flag ? r.flag.map((f) => `${f.kind}: ${f.what}`).join("; ") : "") },
     ].filter(Boolean), rows, { caption: "heads that are shown in the map", limit: 40 }),
   ];
 }
