@@ -15,53 +15,16 @@ from pathlib import Path
 import ctrl_c
 import yaml
 from llm_server import Call, LlmServer
+from small_run import small_run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MARK = "MECHATLAS_FAULTS"
-#: One model, one short corpus in two chunks, one task, one dictionary, one transcoder, and a language model to ask.
-CONFIG = {
-    "models": {"demo-4l": None, "demo-2l": {"path": str(REPOSITORY / "resources/models/demo-2l")}},
-    "sources": {
-        "synthetic-qa": None,
-        "synthetic-wiki": {"kind": "synthetic", "style": "wiki", "documents": 60},
-    },
-    "tasks": {
-        "ioi": None,
-        "numerals": None,
-        "months": None,
-        "induction": {"kind": "induction", "prompts": 4, "held_out": 4},
-    },
-    "circuits": {
-        "patching": {"points": ["z"]},
-        "nodes": {
-            **{"random_circuits": 4, "stability_samples": 1, "subset_samples": 1},
-            "least_harmful_step": 8,
-        },
-        "edges": {
-            **{"acdc_orders": 1, "acdc_prompts": 1, "acdc_threshold": 0.5, "random_sets": 2},
-            **{"curve_random_sets": 1, "path_receivers": 1, "shares": [0.05, 1.0]},
-        },
-        "generation": {"prompts": 4},
-    },
-    "sampling": {"windows": 48, "window_len": 32, "pattern_windows": 6},
-    "capture": {"chunk_windows": 24, "topk": 40},
-    "dictionaries": {
-        "resid": {
-            **{"models": ["demo-2l"], "latents": 32, "k": 4, "tokens": 1024, "batch_tokens": 128},
-            "dead_tokens": 500,
-        }
-    },
-    "transcoders": {"clt": {"models": ["demo-2l"], "features": 32, "k": 4, "tokens": 1024,
-                            "batch_tokens": 128}},
-    "graphs": {"ioi": None, "numerals": None,
-               "induction": {"models": ["demo-2l"], "task": "induction"}},
-    "latents": {"max_latents": 2, "causal_windows": 2, "steering_windows": 1},
-    "explain": {"explainers": ["programs", "openai"], "programs": {"steps": 2, "rule_windows": 2}},
-    "score": {
-        **{"bootstrap": 20, "min_events": 5, "causal_windows": 2, "random_orders": 1},
-        **{"replacement_shares": [1.0], "controls": ["swapped", "mean_pattern"]},
-    },
-}  # fmt: skip
+#: In two chunks, with one task, and with a language model to ask.
+CONFIG = small_run()
+CONFIG["capture"]["chunk_windows"] = 24
+CONFIG["tasks"]["induction"] = {"kind": "induction", "prompts": 4, "held_out": 4}
+CONFIG["graphs"]["induction"] = {"models": ["demo-2l"], "task": "induction"}
+CONFIG["explain"]["explainers"] = ["programs", "openai"]
 
 
 def explainer(call: Call) -> str:

@@ -22,6 +22,7 @@ import ctrl_c
 import pytest
 import yaml
 from one_node import PREFIX, OneNode, ask, why_not
+from small_run import small_run
 
 pytestmark = [
     pytest.mark.slurm,
@@ -37,57 +38,10 @@ LOCAL = [
     *("--cores", "2"),
 ]
 # Every analysis, small: heads, latents of a dictionary, circuits of a task, a transcoder with a graph.
-REDUCED = {
-    "models": {"demo-4l": None, "demo-2l": {"path": str(REPOSITORY / "resources/models/demo-2l")}},
-    "sources": {
-        "synthetic-qa": None,
-        "synthetic-wiki": {"kind": "synthetic", "style": "wiki", "documents": 60},
-    },
-    "tasks": {
-        "ioi": None,
-        "months": None,
-        "induction": None,
-        "numerals": {"prompts": 4, "held_out": 4},
-    },
-    "circuits": {
-        "patching": {"points": ["z"]},
-        "nodes": {
-            **{"random_circuits": 4, "stability_samples": 1, "subset_samples": 1},
-            "least_harmful_step": 8,
-        },
-        "edges": {
-            **{"acdc_orders": 1, "acdc_prompts": 1, "acdc_threshold": 0.5, "random_sets": 2},
-            **{"curve_random_sets": 1, "path_receivers": 1, "shares": [0.05, 1.0]},
-        },
-        "generation": {"prompts": 4},
-    },
-    "sampling": {"windows": 48, "window_len": 32, "pattern_windows": 6},
-    "capture": {"topk": 40},
-    "dictionaries": {
-        "resid": {
-            **{"models": ["demo-2l"], "latents": 32, "k": 4, "tokens": 1024, "batch_tokens": 128},
-            "dead_tokens": 500,
-        }
-    },
-    "transcoders": {
-        "clt": {
-            **{"models": ["demo-2l"], "features": 32, "k": 4, "tokens": 1024},
-            "batch_tokens": 128,
-        }
-    },
-    "graphs": {
-        "ioi": None,
-        "induction": None,
-        "numerals": {"models": ["demo-2l"], "task": "numerals"},
-    },
-    "graph_sets": {"ioi": None},
-    "latents": {"max_latents": 2, "causal_windows": 2, "steering_windows": 1},
-    "explain": {"programs": {"steps": 2, "rule_windows": 2}},
-    "score": {
-        **{"bootstrap": 20, "min_events": 5, "causal_windows": 2, "random_orders": 1},
-        **{"replacement_shares": [1.0], "controls": ["swapped", "mean_pattern"]},
-    },
-}
+REDUCED = small_run()
+REDUCED["tasks"]["numerals"] = {"prompts": 4, "held_out": 4}
+REDUCED["graphs"]["numerals"] = {"models": ["demo-2l"], "task": "numerals"}
+REDUCED["graph_sets"] = {"ioi": None}
 HERE = {"render_index", "write_manifest"}  # what only links and checks runs where Snakemake runs
 CANCELLED, SHORT = "capture_heads", "merge_events"  # the faults of the whole run
 FIRST_MB = 50

@@ -11,7 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from mechatlas.costs.__main__ import DOCS, main, read_config, shapes_of, whole_cpu
+from mechatlas.costs.__main__ import (
+    DOCS,
+    SAMPLED_CLOSELY,
+    SAMPLED_LATER,
+    main,
+    read_config,
+    shapes_of,
+    whole_cpu,
+)
 from mechatlas.costs.estimate import (
     TABLES,
     Measured,
@@ -119,6 +127,14 @@ def test_what_snakemake_did_not_look_at_is_added() -> None:
         assert whole_cpu(seconds, looked_at) == pytest.approx(seconds), seconds
     assert whole_cpu(40.0, 7.75) == pytest.approx(20.0)  # half busy
     assert whole_cpu(3.0, 0.0) == 0
+
+
+def test_looks_at_jobs_come_as_often_as_snakemake_says() -> None:
+    from snakemake.benchmark import BENCHMARK_INTERVAL, BENCHMARK_INTERVAL_SHORT
+
+    # One look every half second until there were more of them than the long interval has seconds.
+    assert (BENCHMARK_INTERVAL + 1) * BENCHMARK_INTERVAL_SHORT == SAMPLED_CLOSELY
+    assert BENCHMARK_INTERVAL == SAMPLED_LATER
 
 
 def test_two_runs_give_start_and_slope() -> None:

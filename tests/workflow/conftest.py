@@ -119,6 +119,15 @@ def write_yaml(path: Path, value: object) -> Path:
     return path
 
 
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with the files of a model and a text, which configurations may name."""
+    fake_model(tmp_path / "model")
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("Some text.")
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def workflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The workflow with fake models and real scripts; nothing has run."""

@@ -18,14 +18,6 @@ from mechatlas.explain.fit_scores import ScoreFit
 from mechatlas.io import seed_for
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    fake_model(tmp_path / "model")
-    (tmp_path / "text").mkdir()
-    (tmp_path / "text" / "a.txt").write_text("Some text.")
-    return tmp_path
-
-
 def good() -> dict:
     return {
         "models": {"mine": {"path": "model"}},

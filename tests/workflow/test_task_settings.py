@@ -6,20 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from conftest import fake_model, job_counts
+from conftest import job_counts
 from mechatlas.config import complete_config
 from test_config import changed, errors_of
 from test_dag import AFTER_CIRCUITS, AFTER_COMPARISON, FROM_PROMPTS
 
 NUMERALS = {"kind": "sequence", "sequence": "numerals"}
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    fake_model(tmp_path / "model")
-    (tmp_path / "text").mkdir()
-    (tmp_path / "text" / "a.txt").write_text("Some text.")
-    return tmp_path
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ sys.path.insert(0, str(REPOSITORY / "workflow" / "scripts"))
 from mechatlas.cluster import missing_profile, reasons
 from mechatlas.config import RANDOM_SUFFIX, ConfigError, complete_config
 from mechatlas.config_files import dictionary_paths, find_path, model_files, source_files
-from mechatlas.config_spread import head_batches, latent_batches
+from mechatlas.config_spread import DOWNLOADS, head_batches, latent_batches
 from mechatlas.corpus.stackexchange import dump_files
 from mechatlas.costs.shapes import shape_of
 from mechatlas.dictionaries.published import LAYERS as OPENAI_LAYERS
@@ -95,7 +95,7 @@ def model_folder(wildcards):
     model = model_config(wildcards)
     if "path" in model:
         return shown(find_path(model["path"], Path.cwd(), REPOSITORY))
-    return f"resources/downloads/models/{base_model(wildcards)}"
+    return f"{DOWNLOADS}/{base_model(wildcards)}"
 
 
 def model_inputs(wildcards):

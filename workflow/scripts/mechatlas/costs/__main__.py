@@ -18,6 +18,7 @@ import yaml
 
 from mechatlas.config import complete_config
 from mechatlas.config_files import find_path
+from mechatlas.config_spread import DOWNLOADS
 from mechatlas.costs.estimate import GPU_RATE, TABLES, estimate, gpu_rate, start_and_slope, table
 from mechatlas.costs.scale import page
 from mechatlas.costs.shapes import Shape, shape_of
@@ -43,7 +44,7 @@ def shapes_of(config: Mapping[str, Any]) -> dict[str, Shape]:
     """Return the shapes of all models of a configuration."""
     found = {}
     for name, entry in config["models"].items():
-        folder = Path("resources/downloads/models", name)
+        folder = Path(DOWNLOADS, name)
         if "path" in entry:
             folder = find_path(entry["path"], Path.cwd(), REPOSITORY)
         found[name] = shape_of(name, entry, folder)

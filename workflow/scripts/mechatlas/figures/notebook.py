@@ -44,8 +44,9 @@ body:has(#mx-code:checked) .code_cell > .input { display: block; }
 def jupyter_folders() -> Iterator[Path]:
     """Give Jupyter and IPython a temporary folder, with a kernel that runs this interpreter and this library."""
     remove_abandoned()
-    with tempfile.TemporaryDirectory(prefix=PREFIX) as root, open(Path(root, LOCK), "w") as lock:
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as root, open(Path(root, "new"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # held as long as this process lives
+        os.rename(lock.name, Path(root, LOCK))  # so that nobody finds it free before
         spec = Path(root, "data", "kernels", KERNEL, "kernel.json")
         spec.parent.mkdir(parents=True)
         paths = [str(LIBRARY), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -7,7 +7,6 @@ token, is something else. The kinds are those of the experiments with removed he
 
 from __future__ import annotations
 
-import calendar
 import datetime
 import inspect
 import math
@@ -15,12 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from mechatlas.corpus.lexicon import MONTHS
 from mechatlas.corpus.templates import Pieces
 from mechatlas.io import UserError, rng_for
 from mechatlas.models.tokenizer import Tokenizer
 from mechatlas.tasks.build import PromptBuilder
 
-MONTHS = tuple(calendar.month_name)[1:]
 YEAR = 2023  # any that is no leap year
 LAST_DAY = 28  # that all its months have
 #: One of these follows the number of a day.
