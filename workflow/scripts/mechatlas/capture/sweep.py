@@ -227,7 +227,8 @@ class Sweep:
         edges = np.searchsorted(pairs[:, 0], windows[[0, -1]] + (0, 1))
         here = pairs[edges[0] : edges[1]]
         here = here[own[here[:, 0] - part.first]] - (part.first, 0, 0)
-        return select.Batch(windows, part.splits.astype(np.int64), own, queries, uniforms, here)
+        on_device = (torch.from_numpy(x).to(self.model.device) for x in (queries, uniforms))
+        return select.Batch(windows, part.splits.astype(np.int64), own, *on_device, here)
 
     def _hooks(self) -> dict[str, Callable[[Tensor, int], None]]:
         hooks: dict[str, Callable[[Tensor, int], None]] = {
