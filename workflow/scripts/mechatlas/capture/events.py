@@ -93,11 +93,11 @@ def top_events(
 
 
 def quantile_candidates(
-    pattern: Tensor, norms: Tensor, batch: Batch, thresholds: np.ndarray
+    pattern: Tensor, norms: Tensor, batch: Batch, thresholds: np.ndarray, count: int
 ) -> np.ndarray:
     """Return entries of the sampled rows with their sampling priority: write norm / uniform number.
 
-    Keeping the largest priorities is priority sampling (Duffield, Lund and Thorup 2007): a sample without
+    Keeping the ``count`` largest priorities is priority sampling (Duffield, Lund and Thorup 2007): a sample without
     replacement in which the chance of an event is proportional to its write norm.
     """
     size, n_heads, length = norms.shape[:3]
@@ -108,16 +108,29 @@ def quantile_candidates(
     strength = norms.view(-1, length).index_select(0, rows).view(shape)
     attention = pattern.reshape(-1, length).index_select(0, rows).view(shape)
     priority = strength.double() / batch.uniforms[:, None]
+    thresholds = _raised(thresholds, priority, batch, count)
     least = np.where(batch.own[:, None], thresholds[batch.splits], np.inf)[..., None, None]
-    where, head, row, key = place = (priority > torch.from_numpy(least).to(device)).nonzero(
-        as_tuple=True
-    )
+    kept = priority > torch.from_numpy(least).to(device)
+    where, head, row, key = place = kept.nonzero(as_tuple=True)
     events = new_events(len(where))
     events["window"] = batch.windows[where.cpu().numpy()]
     _fill(events, head=head, query=batch.queries[where, row], key=key)
     _fill(events, write_norm=strength[place], attention=attention[place].float())
     _fill(events, priority=priority[place])
     return events
+
+
+def _raised(thresholds: np.ndarray, priority: Tensor, batch: Batch, count: int) -> np.ndarray:
+    """Return thresholds ``[splits, H]``, those still at zero raised to what the ``count`` best of the batch leave."""
+    raised = thresholds.copy()
+    for split in np.flatnonzero((thresholds == 0).any(1)):
+        mine = torch.from_numpy(batch.own & (batch.splits == split)).to(priority.device)
+        found = priority[mine].transpose(0, 1).flatten(1)
+        if found.shape[1] > count:
+            last = found.topk(count).values[:, -1].cpu().numpy()
+            # Just below, as an event must exceed its threshold.
+            raised[split] = np.maximum(thresholds[split], np.nextafter(last, -np.inf))
+    return raised
 
 
 def random_events(pattern: Tensor, value_norms: Tensor, batch: Batch) -> np.ndarray:

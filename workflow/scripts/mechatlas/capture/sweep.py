@@ -258,8 +258,10 @@ class Sweep:
                 layer.negatives_seed,
             )
         )  # fmt: skip
-        thresholds = layer.sample.thresholds
-        layer.sample.add(select.quantile_candidates(pattern, norms, batch, thresholds))
+        sample = layer.sample
+        sample.add(
+            select.quantile_candidates(pattern, norms, batch, sample.thresholds, sample.size)
+        )
         layer.random.append(select.random_events(pattern, value_norms, batch))
         layer.statistics.add(pattern, norms, batch.splits, batch.own)
         self._keep_patterns(pattern, index)
