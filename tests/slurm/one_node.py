@@ -1,9 +1,9 @@
 """A private one-node SLURM on loopback: munged, slurmctld and slurmd, started here and stopped here.
 
 Needs root and Debian's packages slurmctld, slurmd, slurm-client and munge. There is no slurmdbd (so no accounting) and
-no systemd; the GPU is a device node that nobody opens, which SLURM counts and hands out like a real one. Memory limits
-are the kernel's where it offers cgroups of version 1 (version 2 needs systemd); elsewhere SLURM looks at its jobs' memory
-every second and kills by itself.
+no systemd; the GPU is a device node that nobody opens, which SLURM counts and hands out like a real one. The kernel
+limits memory where it offers cgroups of version 1 (version 2 needs systemd); elsewhere SLURM looks at its jobs' memory
+every second and ends them by itself.
 The daemons are children of the process that starts them and end with it, even if it is killed. Everything lies in one
 folder, except two links in /etc/slurm: the executor takes every SLURM_ variable from its jobs, SLURM_CONF too, so that
 the configuration must be where the programs look for it.
