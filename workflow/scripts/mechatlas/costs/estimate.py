@@ -20,7 +20,9 @@ from mechatlas.costs.work import Work
 from mechatlas.io import UserError, read_json
 
 TABLES = Path(__file__).resolve().parents[4] / "resources" / "benchmarks"
-GPU_RATE = 13e12  # operations a second of a capture on an H200 in float32 (benchmarks/results/gpu.json)
+GPU_RATE = (
+    13e12  # operations a second of a capture on an H200 in float32 (benchmarks/results/gpu.json)
+)
 #: Rules that do the work of others in several jobs, and were not run when those were measured.
 LIKE = {
     "fit_heads": "explain_heads",
