@@ -342,10 +342,7 @@ def _forms(tables: Tables, seen: np.ndarray) -> list[Scores]:
         Scores(
             sink_class=_rounded(arrays["sink_class"][:, head]),
             sink_token=_sparse(seen, arrays["sink_token"][:, head]),
-            class_pair=tuple(
-                (int(a), int(b), round(float(arrays["class_pair"][head, a, b]), 3))
-                for a, b in np.argwhere(np.abs(arrays["class_pair"][head]) >= 0.02)
-            ),
+            class_pair=_pairs(arrays["class_pair"][head]),
             key_token=_sparse(seen, arrays["key_token"][:, head]),
             token_before_key=_sparse(seen, arrays["token_before_key"][:, head]),
             query_factors=_factors(seen, arrays["query_factors"][:, head]),
@@ -364,6 +361,11 @@ def _rounded(values: np.ndarray) -> tuple[float, ...]:
 def _sparse(tokens: np.ndarray, values: np.ndarray) -> tuple[tuple[int, float], ...]:
     kept = np.abs(values) >= 0.02
     return tuple(zip(tokens[kept].tolist(), _rounded(values[kept]), strict=True))
+
+
+def _pairs(values: np.ndarray) -> tuple[tuple[int, int, float], ...]:
+    kept = np.nonzero(np.abs(values) >= 0.02)
+    return tuple(zip(*(places.tolist() for places in kept), _rounded(values[kept]), strict=True))
 
 
 def _factors(tokens: np.ndarray, values: np.ndarray) -> tuple[tuple[int, tuple[float, ...]], ...]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -59,6 +59,7 @@ RELATIONS: dict[str, Form] = {
     "opener": Opener(),
 }
 C = len(CLASSES)
+Mark = Annotated[int, Field(ge=0, lt=2 * C)]  # a column of `class_marks`
 TokenTable = tuple[tuple[int, float], ...]
 FactorTable = tuple[tuple[int, tuple[float, ...]], ...]
 
@@ -99,7 +100,7 @@ class Scores(Form):
     form: Literal["scores"] = "scores"
     sink_class: tuple[float, ...] = Field(min_length=2 * C, max_length=2 * C)
     sink_token: TokenTable = ()
-    class_pair: tuple[tuple[int, int, float], ...] = ()
+    class_pair: tuple[tuple[Mark, Mark, float], ...] = ()
     key_token: TokenTable = ()
     token_before_key: TokenTable = ()
     query_factors: FactorTable = ()
@@ -112,8 +113,6 @@ class Scores(Form):
         unknown = set(self.relations) - set(RELATIONS)
         if unknown:
             raise ValueError(f"unknown relations {sorted(unknown)}; known are {sorted(RELATIONS)}")
-        if any(not (0 <= a < 2 * C and 0 <= b < 2 * C) for a, b, _ in self.class_pair):
-            raise ValueError(f"class_pair holds indices in 0 .. {2 * C - 1}")
         return self
 
     def sharpened(self, gain: float) -> Scores:

@@ -155,6 +155,11 @@ class Vocabulary:
         return np.array([bool(t) and (t[-1] in SENTENCE_ENDS or t[-1] == "\n") for t in self.texts])
 
     @cached_property
+    def brackets(self) -> np.ndarray:
+        """Whether a token holds a bracket or quotation mark: bool [V]."""
+        return np.array([not _BRACKETS.isdisjoint(text) for text in self.texts])
+
+    @cached_property
     def steps(self) -> np.ndarray:
         """Place of a token in its sequence (numerals, number words, months, weekdays, letters).
 
@@ -268,15 +273,14 @@ class TokenView:
 
         int64 [W, T]. For a closing token this is the opener that it closes.
         """
-        texts = [text.strip(" ") for text in self.vocabulary.texts]
-        interesting = np.array([any(c in _BRACKETS for c in text) for text in texts])
+        texts, brackets = self.vocabulary.texts, self.vocabulary.brackets
         result = np.zeros(self.shape, dtype=np.int64)
         for window, row in enumerate(self.tokens):
             stack: list[tuple[str, int]] = []
             last = 0
-            for position in np.flatnonzero(interesting[row]):
+            for position in np.flatnonzero(brackets[row]):
                 result[window, last : position + 1] = stack[-1][1] if stack else 0
-                _update_stack(stack, texts[row[position]], int(position))
+                _update_stack(stack, texts[row[position]].strip(" "), int(position))
                 last = position + 1
             result[window, last:] = stack[-1][1] if stack else 0
         return result
