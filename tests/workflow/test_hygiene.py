@@ -218,6 +218,8 @@ def test_scripts_without_tensors_import_no_torch() -> None:
         "explain_heads",
         "fit_heads",
         "patch_layers",
+        "prune_halves",
+        "trace_parts",
         "replace_heads",
         "train_demo_model",
         "fetch_model",
