@@ -9,34 +9,36 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from asked_world import script
 from edge_models import make_model
 from node_reference import solved_pairs
 from test_circuit_studies import OPTIONS, Words, planted_data, settings_of
 
-from mechatlas.circuits import edge_parts, node_study, stability
+from mechatlas.circuits import edge_parts, stability
 from mechatlas.circuits.batches import Batch, Batches
 from mechatlas.circuits.edge_parts import EdgeParts, EdgeSteps, trace_parts
 from mechatlas.circuits.edge_study import EdgeStudy, study_edges
 from mechatlas.circuits.exact_edges import each_pair
 from mechatlas.circuits.metrics import make_metric
-from mechatlas.circuits.node_study import node_steps, prune_halves, study_nodes
 from mechatlas.circuits.resume import Afresh
 from mechatlas.circuits.task_data import TaskData
 from mechatlas.config_spread import edge_batches, half_batches
 from mechatlas.costs.shapes import Shape
-from mechatlas.io import UserError, write_table
-from mechatlas.spread import share
+from mechatlas.io import UserError, write_json, write_table
 from mechatlas.tasks.pairs import PairBatch
 
 SMALL = {
     **{"exact_prompts": 2, "acdc_prompts": 1, "random_sets": 3, "curve_random_sets": 2},
-    **{"shares": [0.05, 0.3, 1.0], "path_receivers": 2, "acdc_threshold": 0.2},
+    **{"shares": [0.05, 0.3, 1.0], "path_receivers": 1, "acdc_threshold": 0.2},
 }
 #: Nothing that is done one after the other.
 QUICK = {
     **{"minimise": False, "acdc_orders": 1, "path_receivers": 0},
     **{"methods": ["eap"], "rank_by": "eap"},
 }
+NODE_TABLES = (
+    *("effects", "pruning", "curve", "stability", "completeness", "minimality", "random"),
+)
 
 
 def random_data(kind: str, dtype: torch.dtype, pairs: int = 6) -> TaskData:
@@ -93,7 +95,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     ("kind", "dtype", "jobs", "changes"),
     [
         ("gpt2", torch.float64, 3, {}),
-        ("llama", torch.float64, 5, {"metric": "kl"}),
+        ("llama", torch.float64, 5, {"metric": "kl", "acdc_orders": 1}),
         # More jobs than parts.
         ("gpt2", torch.float32, 9, QUICK),
     ],
@@ -117,8 +119,8 @@ def test_parts_in_jobs_have_the_bytes_of_one_job(
 
 
 def test_what_waits_for_exact_effects_stays_in_the_last_job(tmp_path: Path) -> None:
-    data = planted_data(8)
-    settings = settings_of("edges", **SMALL, rank_by="exact")
+    data = random_data("gpt2", torch.float64)
+    settings = settings_of("edges", **SMALL | {"acdc_orders": 1}, rank_by="exact")
     whole = written(study(data, settings, tmp_path / "one"), tmp_path)
     paths = batches_of(data, settings, tmp_path, 2)
     gathered = written(study(data, settings, tmp_path / "many", paths), tmp_path)
@@ -179,33 +181,37 @@ def test_batches_of_other_settings_are_refused(tmp_path: Path) -> None:
         study(data, {**settings, "target": 0.5}, tmp_path, [path])
 
 
-def test_halves_in_jobs_are_those_of_one_job(tmp_path: Path, monkeypatch: Any) -> None:
-    data = planted_data(16)
+def test_halves_in_jobs_have_the_bytes_of_one_job(tmp_path: Path, monkeypatch: Any) -> None:
     settings = settings_of(
         "nodes", stability_samples=5, random_circuits=4, subset_samples=2, threshold=60
     )
-    kept = node_steps(tmp_path / "one", data, settings, 0)
-    whole = study_nodes(data, settings, log=kept.log, parts=kept.parts, **OPTIONS)
+    prune_halves, prune_nodes = script("prune_halves"), script("prune_nodes")
+    for module in (prune_halves, prune_nodes):
+        monkeypatch.setattr(module, "load_task_data", lambda *_: planted_data(12))
     pruned, real = [], stability.prune
     monkeypatch.setattr(stability, "prune", lambda *a: (pruned.append(1), real(*a))[1])
-    paths, jobs = [], len(half_batches(settings, 2))
-    for number in range(jobs):
-        kept = node_steps(tmp_path / "many", data, settings, 0)
-        batch = Batch(kept.parts, kept.facts)
-        numbers = share(5, number, jobs)
-        assert len(prune_halves(data, settings, seed=0, parts=batch, numbers=numbers)) <= 2
-        paths.append(str(tmp_path / f"{number}.safetensors"))
-        batch.write(paths[-1])
-    assert jobs == 3 and len(pruned) == 5
-    kept = node_steps(tmp_path / "last", data, settings, 0)
-    parts = Batches(paths, kept.facts, kept.parts)
-    monkeypatch.setattr(node_study, "prune", real)
-    gathered = study_nodes(data, settings, log=kept.log, parts=parts, **OPTIONS)
-    assert len(pruned) == 5
-    for name, table in whole.tables.items():
-        write_table(tmp_path / "a.parquet", table, {})
-        write_table(tmp_path / "b.parquet", gathered.tables[name], {})
-        assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
-    assert {k: c.facts for k, c in whole.circuits.items()} == {
-        k: c.facts for k, c in gathered.circuits.items()
-    }
+    write_json(tmp_path / "audit.json", {"rows": []}, {})
+    task = {"prompts": "", "model": "", "name": "m", "device": "cpu", "dtype": "float64"}
+    task |= {"nodes": settings, "bos": None}
+
+    def gather(folder: Path, halves: list[str]) -> dict[str, bytes]:
+        tables = {name: str(folder / f"{name}.parquet") for name in NODE_TABLES}
+        circuits = {name: str(folder / f"{name}.json") for name in ("circuit", "least_harmful")}
+        prune_nodes.main(
+            **task, **tables, **circuits,
+            audit=str(tmp_path / "audit.json"), options=OPTIONS, steps=str(folder / "steps"), halves=halves,
+        )  # fmt: skip
+        return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+    whole = gather(tmp_path / "one", [])
+    assert len(whole) > 9 and len(pruned) == 5
+    jobs = len(half_batches(settings, 2))
+    paths = [str(tmp_path / f"{number}.safetensors") for number in range(jobs)]
+    for number, path in enumerate(paths):
+        before = len(pruned)
+        prune_halves.main(
+            **task, batch=[number, jobs], seed=0, steps=str(tmp_path / "steps"), halves=path
+        )
+        assert 1 <= len(pruned) - before <= 2
+    assert jobs == 3 and gather(tmp_path / "many", paths) == whole
+    assert len(pruned) == 10

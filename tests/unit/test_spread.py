@@ -56,7 +56,7 @@ def test_models_whose_size_is_unknown_are_one_line(tmp_path: Path) -> None:
     config: dict[str, Any] = {
         "models": {"here": {"path": "x"}, "gpt2": {"hub": "openai-community/gpt2"}},
         "explain": {"units_per_job": 100},
-        "circuits": {"layers_per_job": 2},
+        "circuits": {"layers_per_job": 2, "parts_per_job": 8},
     }
     assert list(check_spread(config, tmp_path)) == []
     config["models"]["other"] = {"hub": "a/b"}
@@ -64,12 +64,15 @@ def test_models_whose_size_is_unknown_are_one_line(tmp_path: Path) -> None:
     assert line.startswith("explain.units_per_job: 100 needs the size of models.other (a/b)")
     assert line.endswith(
         "snakemake --cores 1 resources/downloads/models/other "
-        "--config 'explain={units_per_job: 0}' 'circuits={layers_per_job: 0}'"
+        "--config 'explain={units_per_job: 0}' 'circuits={layers_per_job: 0, parts_per_job: 0}'"
     )
     config["explain"]["units_per_job"] = 0
     (line,) = check_spread(config, tmp_path)
     assert line.startswith("circuits.layers_per_job: 2 needs")
     config["circuits"]["layers_per_job"] = 0
+    (line,) = check_spread(config, tmp_path)
+    assert line.startswith("circuits.parts_per_job: 8 needs")
+    config["circuits"]["parts_per_job"] = 0
     assert list(check_spread(config, tmp_path)) == []
 
 
