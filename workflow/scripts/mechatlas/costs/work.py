@@ -18,12 +18,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mechatlas.config_spread import head_batches, latent_batches
+from mechatlas.config_spread import edge_batches, half_batches, head_batches, latent_batches
 from mechatlas.costs.shapes import Shape
 from mechatlas.spread import batch_names
 
 Config = Mapping[str, Any]
 TASK_TOKENS = 16  # of a prompt, about
+HALF = 0.2  # passes in which a half of the prompts is pruned, for each node and prompt
+GATHERED = 3  # forward passes that edges take beside what jobs can share
 PATTERN_SPLITS = 3
 FOREIGN_LATENTS = 32768  # of a dictionary that others made, whose size is in its files
 NUMBER = 4  # bytes of a float32
@@ -198,17 +200,32 @@ def _circuits(config: Config, shape: Shape, model: str) -> Iterator[Work]:
         pairs = task["prompts"] + task["held_out"]
         once = shape.forward(pairs * TASK_TOKENS, TASK_TOKENS)
         points = len(circuits["patching"]["points"])
-        batches = len(batch_names(shape.layers, circuits["layers_per_job"]))
-        swept = points * heads * once
-        if batches:
-            yield Work("patch_layers", batches, swept, memory=memory, products=True, gpu=True)
+        each_node = (heads + shape.layers) * once
         exact = shape.forward(circuits["edges"]["acdc_prompts"] * TASK_TOKENS, TASK_TOKENS)
-        for rule, operations in (
-            ("prepare_prompts", 4 * once),
-            ("measure_components", once if batches else swept),
-            ("prune_nodes", 6 * (heads + shape.layers) * once),
-            ("trace_edges", 20 * once + 1.5 * heads**2 / 2 * exact),
-        ):
+        layers, parts = circuits["layers_per_job"], circuits["parts_per_job"]
+        spread = [
+            ("patch_layers", batch_names(shape.layers, layers), (points * heads - 1) * once),
+            (
+                "prune_halves", half_batches(circuits["nodes"], parts),
+                HALF * circuits["nodes"]["stability_samples"] * each_node,
+            ),
+            (
+                "trace_parts", edge_batches(shape, circuits["edges"], parts),
+                (20 - GATHERED) * once + 1.5 * heads**2 / 2 * exact,
+            ),
+        ]  # fmt: skip
+        left = {
+            "prepare_prompts": 4 * once,
+            "measure_components": once,
+            "prune_nodes": 5.4 * each_node,
+            "trace_edges": GATHERED * once,
+        }
+        for (rule, jobs, operations), whole in zip(spread, list(left)[1:], strict=True):
+            if jobs:
+                yield Work(rule, len(jobs), operations, memory=memory, products=True, gpu=True)
+            else:
+                left[whole] += operations
+        for rule, operations in left.items():
             yield Work(rule, 1, operations, memory=memory, products=True, gpu=True)
     if tasks:
         yield Work("compare_circuits", 1, len(tasks) * heads, memory=memory, gpu=True)
