@@ -3,7 +3,8 @@
 Shape of GPT-2 small with random weights; ``quick`` takes a smaller model and fewer repeats. Parts:
 
 - ``matmul``: the rate of a large product in each number format, and of a copy: the two ceilings;
-- ``capture``: a pass that keeps the events of all heads, against bare forward passes of the same windows;
+- ``capture``: a pass that keeps the events of all heads, against bare forward passes of the same windows, and what
+  further windows cost;
 - ``sampling``: greedy, against transformers' ``generate`` and against reading all weights once for each token;
 - ``autoencoder`` and ``transcoder``: a training step, against its dense products;
 - ``heads``: the effect of patching every head, against one forward pass for each patched prompt;
@@ -136,7 +137,7 @@ def capture(bench: Bench) -> dict[str, Any]:
     """Time a pass over windows in memory, and the forward passes that it consists of."""
     count, length, batch = (8, 32, 4) if bench.quick else (128, 256, 32)
     out: dict[str, Any] = {"windows": count, "window_len": length, "batch_windows": batch}
-    windows = _windows(bench.tokens(count, length).numpy())
+    windows, many = (_windows(bench.tokens(n, length).numpy()) for n in (count, 4 * count))
     exact = None
     for dtype in PRECISIONS:
         model = bench.model(dtype)
@@ -147,15 +148,20 @@ def capture(bench: Bench) -> dict[str, Any]:
                 m, b, {"pattern": lambda value, layer: None}
             ),
             "capture": lambda m=model: _capture(m, windows, batch),
+            "capture of four times as many": lambda m=model: _capture(m, many, batch),
             **_peer_forward(bench, dtype, batches),
         }
         times = bench.time(runs)
-        for entry in times.values():
-            entry["tokens_per_s"] = count * length / entry["seconds"]
+        seconds = {name: entry["seconds"] for name, entry in times.items()}
+        for name, entry in times.items():
+            tokens = count * length * (4 if "four" in name else 1)
+            entry["tokens_per_s"] = tokens / entry["seconds"]
+        further = (seconds["capture of four times as many"] - seconds["capture"]) / 3
         out[dtype] = {
             "times": times,
-            "capture_over_forward": times["capture"]["seconds"] / times["forward"]["seconds"],
-            "forward_tflop_per_s": _flops(bench.config, count, length) / times["forward"]["seconds"] / 1e12,
+            "capture_over_forward": seconds["capture"] / seconds["forward"],
+            "further_windows_over_forward": further / seconds["forward"],
+            "forward_tflop_per_s": _flops(bench.config, count, length) / seconds["forward"] / 1e12,
         }  # fmt: skip
         with torch.inference_mode():
             final = model.forward(batches[0][:2], logits=False).double().cpu()
@@ -379,8 +385,13 @@ PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
 }
 
 
-def run(quick: bool, device: str, names: list[str]) -> dict[str, Any]:
-    """Run the named parts (all by default) on a device; a part that fails says why and the others go on."""
+def run(
+    quick: bool, device: str, names: list[str], save: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Run the named parts (all by default) on a device; a part that fails says why and the others go on.
+
+    ``save`` gets what is there after each part, so that a machine that is taken away leaves the parts before it.
+    """
     unknown = set(names) - set(PARTS)
     if unknown:
         sys.exit(f"error: no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
@@ -397,6 +408,7 @@ def run(quick: bool, device: str, names: list[str]) -> dict[str, Any]:
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()
         print(f"{name}: {out['parts'][name]['part_seconds']:.0f} s", file=sys.stderr, flush=True)
+        save(out)
     return out
 
 
@@ -431,13 +443,13 @@ def _rows(name: str, part: dict[str, Any], label: str = "") -> list[str]:
 
 
 def _windows(tokens: np.ndarray) -> Any:
-    """Return windows, each a document, a tenth of them in the pattern sample."""
+    """Return windows, each a document, a few of the first in the pattern sample."""
     from mechatlas.corpus.windows import Windows
 
     count = len(tokens)
     docs = np.array([f"d{i}" for i in range(count)], dtype=object)
     splits = (np.arange(count) % 3).astype(np.int8)
-    sample = np.arange(count) % 10 == 0
+    sample = np.arange(count) < 12
     return Windows(tokens.astype(np.int32), docs, splits, np.zeros(count, np.int32), sample)
 
 

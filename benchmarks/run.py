@@ -64,9 +64,13 @@ def on_device(device: str, names: list[str], quick: bool, out: Path) -> None:
     import bench_gpu
 
     facts = {"machine": {**machine(), **accelerator(device)}, "quick": quick}
-    result = {**facts, **bench_gpu.run(quick, device, names)}
-    print("\n".join([str(result["machine"]), *bench_gpu.table(result)]))
-    write(out, "cpu" if torch.device(device).type == "cpu" else "gpu", result)
+    file = "cpu" if torch.device(device).type == "cpu" else "gpu"
+
+    def save(result: dict) -> None:
+        write(out, file, {**facts, **result})
+
+    result = bench_gpu.run(quick, device, names, save)
+    print("\n".join([str(facts["machine"]), *bench_gpu.table(result)]))
     if any("failed" in part for part in result["parts"].values()):
         sys.exit(1)
 

@@ -1,7 +1,9 @@
 """A private one-node SLURM on loopback: munged, slurmctld and slurmd, started here and stopped here.
 
-Needs root and Debian's packages slurmctld, slurmd, slurm-client and munge. There is no slurmdbd (so no accounting), no
-cgroups and no systemd; the GPU is a device node that nobody opens, which SLURM counts and hands out like a real one.
+Needs root and Debian's packages slurmctld, slurmd, slurm-client and munge. There is no slurmdbd (so no accounting) and
+no systemd; the GPU is a device node that nobody opens, which SLURM counts and hands out like a real one. The kernel
+limits memory where it offers cgroups of version 1 (version 2 needs systemd); elsewhere SLURM looks at its jobs' memory
+every second and ends them by itself.
 The daemons are children of the process that starts them and end with it, even if it is killed. Everything lies in one
 folder, except two links in /etc/slurm: the executor takes every SLURM_ variable from its jobs, SLURM_CONF too, so that
 the configuration must be where the programs look for it.
@@ -9,6 +11,7 @@ the configuration must be where the programs look for it.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -17,6 +20,7 @@ import shutil
 import socket
 import stat
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +30,8 @@ PROGRAMS = (
     *("squeue", "scancel", "sinfo", "scontrol", "setpriv"),
 )
 PLACE = Path("/etc/slurm")
-FILES = ("slurm.conf", "gres.conf")
+FILES = ("slurm.conf", "gres.conf", "cgroup.conf")
+CGROUPS = Path("/sys/fs/cgroup/memory")
 PREFIX = "slurm-one-"  # of the folder, by which links of a killed run are known
 NVIDIA = 195  # the major number of NVIDIA's device nodes; SLURM wants a character device to name in a job
 
@@ -46,10 +51,9 @@ SlurmdPidFile={folder}/slurmd.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
+{memory_limits}
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=1
-JobAcctGatherParams=OverMemoryKill
 AccountingStorageType=accounting_storage/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
@@ -62,6 +66,15 @@ KillWait=2
 DefMemPerCPU=500
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} Gres=gpu:1 State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=24:00:00 State=UP
+"""
+
+BY_KERNEL = "TaskPlugin=task/cgroup"
+BY_SLURM = "TaskPlugin=task/none\nJobAcctGatherParams=OverMemoryKill"
+CGROUP_CONFIG = f"""\
+CgroupPlugin=cgroup/v1
+CgroupAutomount=no
+CgroupMountpoint={CGROUPS.parent}
+ConstrainRAMSpace=yes
 """
 
 
@@ -90,11 +103,20 @@ class OneNode:
     folder : Path
         Empty, with a name that begins with `PREFIX`, and on a path short enough for a socket (108 characters).
     cpus : int
+    cgroups : bool, optional
+        Whether the kernel limits the memory of jobs; by default, if it can.
+
+    Attributes
+    ----------
+    over_memory : str
+        The state in which a job ends that takes more memory than it asked for.
     """
 
-    def __init__(self, folder: Path, cpus: int = 2):
+    def __init__(self, folder: Path, cpus: int = 2, cgroups: bool | None = None):
         self.folder = folder
         self.cpus = cpus
+        self.cgroups = has_cgroups() if cgroups is None else cgroups
+        self.over_memory = "OUT_OF_MEMORY" if self.cgroups else "FAILED"
         self.daemons: list[subprocess.Popen] = []
         self.made_place = False
 
@@ -113,6 +135,7 @@ class OneNode:
         for daemon in reversed(self.daemons):
             _stop(daemon)
         self.daemons.clear()
+        self._remove_cgroups()
         for name in FILES:
             link = PLACE / name
             if link.is_symlink() and link.readlink() == self.folder / name:
@@ -125,6 +148,14 @@ class OneNode:
         said = ask("scontrol", "--oneliner", "show", "job")
         records = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in said.splitlines()]
         return {record["JobId"]: record for record in records if "JobId" in record}
+
+    def _remove_cgroups(self) -> None:
+        """Remove the groups that slurmd leaves: empty folders, the deepest first."""
+        if self.cgroups:
+            for group in CGROUPS.glob("slurm*"):
+                for folder, _, _ in os.walk(group, topdown=False):
+                    with contextlib.suppress(OSError):
+                        os.rmdir(folder)
 
     def _end_jobs(self) -> None:
         subprocess.run(["scancel", "--user=root"], capture_output=True)
@@ -145,9 +176,11 @@ class OneNode:
         key.write_bytes(secrets.token_bytes(1024))
         (self.folder / "slurm.conf").write_text(
             CONFIG.format(
-                host=host, folder=self.folder, cpus=self.cpus, memory=memory, ctld_port=_port(), d_port=_port()
+                host=host, folder=self.folder, cpus=self.cpus, memory=memory, ctld_port=_port(), d_port=_port(),
+                memory_limits=BY_KERNEL if self.cgroups else BY_SLURM,
             )
         )  # fmt: skip
+        (self.folder / "cgroup.conf").write_text(CGROUP_CONFIG if self.cgroups else "")
         gpu = self._gpu()
         (self.folder / "gres.conf").write_text(f"NodeName={host} Name=gpu File={gpu}\n")
         if not PLACE.exists():
@@ -200,6 +233,17 @@ class OneNode:
                     f"{', '.join(ended) or 'the node'} did not come up within {seconds} s\n{said}"
                 )
             time.sleep(0.1)
+
+
+def has_cgroups() -> bool:
+    """Return whether memory can be limited by cgroups of version 1."""
+    try:
+        trial = Path(tempfile.mkdtemp(prefix=PREFIX, dir=CGROUPS))
+        found = (trial / "memory.limit_in_bytes").is_file()
+        trial.rmdir()
+    except OSError:
+        return False
+    return found
 
 
 def ask(*command: str) -> str:

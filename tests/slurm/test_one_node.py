@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from one_node import FILES, PLACE, PREFIX, OneNode, ask, why_not
+from one_node import CGROUPS, FILES, PLACE, PREFIX, OneNode, ask, has_cgroups, why_not
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(why_not()), reason=why_not())]
 
+RUNNING = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING")
 NAMES = ("munged", "slurmctld", "slurmd", "slurmstepd", "srun")
 
 
@@ -57,6 +58,20 @@ def test_all_that_was_started_is_stopped_and_nothing_else(folder: Path, tmp_path
         assert bystander.poll() is None
         bystander.kill()
     assert why_not() == ""
+
+
+@pytest.mark.parametrize("cgroups", [True, False])
+def test_a_job_over_its_memory_is_ended_alone(folder: Path, tmp_path: Path, cgroups: bool) -> None:
+    if cgroups and not has_cgroups():
+        pytest.skip("no cgroups of version 1 to limit memory with")
+    with OneNode(folder, cgroups=cgroups) as node:
+        for place, megabytes in (("within", 20), ("over", 400)):
+            task = f"import time; held = bytearray({megabytes} * 2**20); time.sleep(3)"
+            command = f"{sys.executable} -c '{task}'"
+            ask("sbatch", f"--output={tmp_path / place}", "--mem=200", "--wrap", command)
+        until(lambda: {j["JobState"] for j in node.jobs().values()}.isdisjoint(RUNNING))
+        assert [j["JobState"] for j in node.jobs().values()] == ["COMPLETED", node.over_memory]
+    assert not list(CGROUPS.glob("slurm*"))
 
 
 def test_a_start_that_fails_leaves_nothing(

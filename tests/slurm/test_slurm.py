@@ -230,9 +230,10 @@ def minutes(limit: str) -> int:
     return 60 * int(hours) + int(minutes)
 
 
-def test_a_job_over_its_memory_was_tried_again_with_more(run: Run) -> None:
+def test_a_job_over_its_memory_was_tried_again_with_more(cluster: OneNode, run: Run) -> None:
     first, second = run.tries(SHORT)
-    assert first["MinMemoryNode"] == f"{FIRST_MB}M" and first["JobState"] != "COMPLETED"
+    assert first["MinMemoryNode"] == f"{FIRST_MB}M"
+    assert first["JobState"] == cluster.over_memory
     assert second["MinMemoryNode"] == f"{20 * FIRST_MB}M" and second["JobState"] == "COMPLETED"
 
 
@@ -249,9 +250,9 @@ def test_a_job_that_never_has_enough_memory_fails_with_the_reason(
     short = ["--set-resources", f"{rule}:mem_mb={FIRST_MB}", "--retries", "0"]
     output = snakemake(prepare(tmp_path), *CLUSTER, *looks(3), *short, target, fails=True)
     ((job, rules),) = submitted(output).items()
-    assert rules == [rule] and cluster.jobs()[job]["JobState"] != "COMPLETED"
+    assert rules == [rule] and cluster.jobs()[job]["JobState"] == cluster.over_memory
     assert f"Error in rule {rule}" in output
-    assert re.search(rf"^SLURM job {job}: .*exceeded memory limit", output, re.M)
+    assert re.search(rf"^SLURM job {job}: .*(exceeded memory limit|oom-kill event)", output, re.M)
     assert not (tmp_path / target).exists()
 
 

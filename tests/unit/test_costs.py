@@ -202,8 +202,8 @@ def test_a_gpu_takes_the_products_and_leaves_the_rest(default) -> None:
 
 
 def test_the_rate_of_a_measured_gpu(tmp_path: Path) -> None:
-    times = {"forward": {"seconds": 1.0}, "capture": {"seconds": 4.0}}
-    parts = {"capture": {"float32": {"times": times, "forward_tflop_per_s": 40.0}}}
+    measured = {"forward_tflop_per_s": 40.0, "further_windows_over_forward": 4.0}
+    parts = {"capture": {"float32": measured}}
     (tmp_path / "gpu.json").write_text(json.dumps({"parts": parts}))
     assert gpu_rate(tmp_path / "gpu.json") == pytest.approx(10e12)
     (tmp_path / "gpu.json").write_text(json.dumps({"parts": {"capture": {"failed": "x"}}}))

@@ -207,6 +207,14 @@ def test_p_values_are_those_of_scipy():
     assert p[2] < 1e-12 and p[3] == 1 and np.isnan(p[4])
 
 
+def test_rounding_is_not_significant():
+    """A residue of float32 is the same for every prompt, so that a plain t-test is sure of it."""
+    residue = np.full((1, 16), np.spacing(np.float32(3))) + np.linspace(0, 1e-9, 16)
+    assert t_p_values(residue) == 1 and t_p_values(residue, scale=1e-6) < 1e-12
+    mixed = np.concatenate([residue, residue + 2e-4 * np.linspace(0.6, 2, 16)])
+    assert t_p_values(mixed)[1] < 1e-6
+
+
 def test_means_agree_with_a_direct_bootstrap():
     rng = np.random.default_rng(0)
     values = rng.normal([[0.0], [1.0], [5.0]], 1, (3, 40))

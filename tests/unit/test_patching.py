@@ -171,6 +171,8 @@ def test_effects_average_both_ways():
     assert rows["pairs"].tolist() == [3, 4] and rows["ratio_pairs"].tolist() == [3, 4]
     assert rows["low"].iloc[0] >= 0.25 and rows["high"].iloc[0] <= 1
     assert rows["p"].tolist()[1] == 1
+    residue = effect_rows(np.full((1, 3), 4e-6), np.array([9.0, 10, 11]), seed=0)
+    assert residue["effect"].item() == pytest.approx(4e-7) and residue["p_fdr"].item() == 1
     tiny = effect_rows(np.array([[1.0, 1.0, 1.0]]), np.array([1.0, 1.0, 1e-9]), seed=0)
     assert tiny["ratio_pairs"].item() == 2 and tiny["mean_of_ratios"].item() == 1
 

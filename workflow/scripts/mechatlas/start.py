@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # importing it would take longer than all of this
 DEFERRED = (
     *("torch._meta_registrations", "torch.distributed._meta_registrations"),
     *("torch.distributions", "torch.export", "torch.masked", "torch.quantization"),
-    *("torch.testing", "torch.utils.data", "numpy.f2py"),
+    *("torch.testing", "torch.utils.data", "torchgen.model", "numpy.f2py"),
 )
 #: These may compute with shapes alone, for which the first two of `DEFERRED` register functions.
 NEED_ALL = ("torch._dynamo", "torch._inductor", "transformers")

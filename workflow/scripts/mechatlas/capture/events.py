@@ -28,9 +28,9 @@ class Batch:
     windows, splits : int [B]
     own : bool [B]
         Whether the window belongs to this chunk (others are there to keep batches equal in all chunks).
-    queries : int [B, R]
-        Sampled query rows.
-    uniforms : float64 [B, R, T]
+    queries : int64 Tensor [B, R]
+        Sampled query rows; on the device of the model, as the uniform numbers are.
+    uniforms : float64 Tensor [B, R, T]
         A uniform number for each entry of these rows.
     pairs : int [m, 3]
         Random events: place in the batch, query, key.
@@ -39,8 +39,8 @@ class Batch:
     windows: np.ndarray
     splits: np.ndarray
     own: np.ndarray
-    queries: np.ndarray
-    uniforms: np.ndarray
+    queries: Tensor
+    uniforms: Tensor
     pairs: np.ndarray
 
 
@@ -93,29 +93,44 @@ def top_events(
 
 
 def quantile_candidates(
-    pattern: Tensor, norms: Tensor, batch: Batch, thresholds: np.ndarray
+    pattern: Tensor, norms: Tensor, batch: Batch, thresholds: np.ndarray, count: int
 ) -> np.ndarray:
     """Return entries of the sampled rows with their sampling priority: write norm / uniform number.
 
-    Keeping the largest priorities is priority sampling (Duffield, Lund and Thorup 2007): a sample without
+    Keeping the ``count`` largest priorities is priority sampling (Duffield, Lund and Thorup 2007): a sample without
     replacement in which the chance of an event is proportional to its write norm.
     """
     size, n_heads, length = norms.shape[:3]
-    heads = np.arange(n_heads)[None, :, None]
-    flat = (np.arange(size)[:, None, None] * n_heads + heads) * length + batch.queries[:, None]
-    flat = torch.from_numpy(flat.ravel()).to(norms.device)
+    device = norms.device
+    blocks = torch.arange(size * n_heads, device=device).view(size, n_heads, 1)
+    rows = (blocks * length + batch.queries[:, None]).flatten()
     shape = (size, n_heads, -1, length)
-    strength = norms.view(-1, length).index_select(0, flat).view(shape).cpu().numpy()
-    attention = pattern.reshape(-1, length).index_select(0, flat).view(shape).float().cpu().numpy()
-    priority = strength / batch.uniforms[:, None]
-    kept = (priority > thresholds[batch.splits][..., None, None]) & batch.own[:, None, None, None]
-    where, head, row, key = np.nonzero(kept)
+    strength = norms.view(-1, length).index_select(0, rows).view(shape)
+    attention = pattern.reshape(-1, length).index_select(0, rows).view(shape)
+    priority = strength.double() / batch.uniforms[:, None]
+    thresholds = _raised(thresholds, priority, batch, count)
+    least = np.where(batch.own[:, None], thresholds[batch.splits], np.inf)[..., None, None]
+    kept = priority > torch.from_numpy(least).to(device)
+    where, head, row, key = place = kept.nonzero(as_tuple=True)
     events = new_events(len(where))
-    events["head"], events["window"], events["key"] = head, batch.windows[where], key
-    events["query"] = batch.queries[where, row]
-    events["write_norm"], events["attention"] = strength[kept], attention[kept]
-    events["priority"] = priority[kept]
+    events["window"] = batch.windows[where.cpu().numpy()]
+    _fill(events, head=head, query=batch.queries[where, row], key=key)
+    _fill(events, write_norm=strength[place], attention=attention[place].float())
+    _fill(events, priority=priority[place])
     return events
+
+
+def _raised(thresholds: np.ndarray, priority: Tensor, batch: Batch, count: int) -> np.ndarray:
+    """Return thresholds ``[splits, H]``, those still at zero raised to what the ``count`` best of the batch leave."""
+    raised = thresholds.copy()
+    for split in np.flatnonzero((thresholds == 0).any(1)):
+        mine = torch.from_numpy(batch.own & (batch.splits == split)).to(priority.device)
+        found = priority[mine].transpose(0, 1).flatten(1)
+        if found.shape[1] > count:
+            last = found.topk(count).values[:, -1].cpu().numpy()
+            # Just below, as an event must exceed its threshold.
+            raised[split] = np.maximum(thresholds[split], np.nextafter(last, -np.inf))
+    return raised
 
 
 def random_events(pattern: Tensor, value_norms: Tensor, batch: Batch) -> np.ndarray:
@@ -133,49 +148,58 @@ def random_events(pattern: Tensor, value_norms: Tensor, batch: Batch) -> np.ndar
     return events
 
 
-def _at(values: Tensor, where: np.ndarray, events: np.ndarray, kind: str = "") -> np.ndarray:
-    """Return ``values[where, head, query, key]`` of events, or of their negatives of one kind."""
-    fields = (events["head"], events[f"{kind}query"], events[f"{kind}key"])
-    index = (torch.from_numpy(np.asarray(x, np.int64)).to(values.device) for x in (where, *fields))
+def _at(values: Tensor, where: np.ndarray, events: np.ndarray) -> np.ndarray:
+    """Return ``values[where, head, query, key]`` of events."""
+    fields = (where, events["head"], events["query"], events["key"])
+    index = torch.from_numpy(np.stack(fields).astype(np.int64)).to(values.device)
     return values[tuple(index)].float().cpu().numpy()
+
+
+def _fill(events: np.ndarray, **columns: Tensor) -> None:
+    """Set fields of events from tensors of one dtype, which leave the device together."""
+    for name, column in zip(columns, torch.stack([*columns.values()]).cpu().numpy(), strict=True):
+        events[name] = column
 
 
 def _match(
     events: np.ndarray, where: np.ndarray, pattern: Tensor, norms: Tensor, seed: int
 ) -> None:
     """Fill in the matched negatives: same query, same key, same distance, each at another place."""
-    length = norms.shape[-1]
-    place = np.arange(length)[None]
-    query, key = events["query"][:, None].astype(np.int64), events["key"][:, None].astype(np.int64)
+    length, device = norms.shape[-1], norms.device
+    limit = torch.from_numpy(NEGATIVE_SHARE * events["write_norm"]).to(device)[:, None]
+    block = where * norms.shape[1] + events["head"]
+    given = np.stack([block, events["query"], events["key"]]).astype(np.int64)[..., None]
+    block, query, key = torch.from_numpy(given).to(device)
     distance = query - key
+    place = torch.arange(length, device=device)[None]
     # For each kind the candidate places: (query, key, admissible), each [events, T]; never the BOS key.
     candidates = {
         "same_query": (query, place, (place >= 1) & (place <= query) & (place != key)),
         "same_key": (place, key, (place >= key) & (place != query)),
         "same_distance": (place, place - distance, (place > distance) & (place != query)),
     }
-    device = norms.device
-    block = torch.from_numpy(where * norms.shape[1] + events["head"])[:, None].to(device)
-    maps, flat_norms = block * (length * length), norms.view(-1)
-    limit = NEGATIVE_SHARE * events["write_norm"][:, None]
+    flat_norms, flat_pattern = norms.view(-1), pattern.reshape(-1)
     for kind in NEGATIVES:
         queries, keys, admissible = candidates[kind]
-        entry = torch.from_numpy(queries * length + np.where(admissible, keys, 0)).to(device)
-        values = flat_norms[maps + entry].cpu().numpy()
-        admissible = admissible & (values < limit)
-        pick = _pick(admissible, events, seed_for(seed, "negative", kind))
-        found = np.flatnonzero(pick >= 0)
-        at = (found, pick[found])
-        events[f"{kind}_query"][found] = np.broadcast_to(queries, values.shape)[at]
-        events[f"{kind}_key"][found] = np.broadcast_to(keys, values.shape)[at]
-        events[f"{kind}_write_norm"][found] = values[at]
-        events[f"{kind}_attention"][found] = _at(pattern, where[found], events[found], f"{kind}_")
+        entries = (block * length + queries) * length + keys.where(admissible, 0)
+        values = flat_norms[entries]
+        pick = _pick(admissible & (values < limit), events, seed_for(seed, "negative", kind))
+        at, none = pick.clamp(min=0)[:, None], pick < 0
+        entry = entries.gather(1, at)[:, 0]
+        chosen = {
+            "query": torch.where(none, -1, entry // length % length),
+            "key": torch.where(none, -1, entry % length),
+        }
+        strength = {"write_norm": flat_norms[entry], "attention": flat_pattern[entry].float()}
+        strength = {name: torch.where(none, torch.nan, x) for name, x in strength.items()}
+        for columns in (chosen, strength):
+            _fill(events, **{f"{kind}_{name}": column for name, column in columns.items()})
 
 
-def _pick(admissible: np.ndarray, events: np.ndarray, seed: int) -> np.ndarray:
+def _pick(admissible: Tensor, events: np.ndarray, seed: int) -> Tensor:
     """Return a random admissible column of each row, or -1; it depends on the event only."""
     counts = admissible.sum(1)
     u = uniform_of(seed, events["head"], events["window"], events["query"], events["key"])
-    wanted = np.floor(u * counts).astype(np.int64) + 1
-    column = (admissible.cumsum(1) == wanted[:, None]).argmax(1)
-    return np.where(counts > 0, column, -1)
+    wanted = (torch.from_numpy(u).to(counts.device) * counts).long() + 1
+    column = (admissible.cumsum(1, dtype=torch.int32) < wanted[:, None]).sum(1)
+    return column.where(counts > 0, -1)

@@ -227,7 +227,8 @@ class Sweep:
         edges = np.searchsorted(pairs[:, 0], windows[[0, -1]] + (0, 1))
         here = pairs[edges[0] : edges[1]]
         here = here[own[here[:, 0] - part.first]] - (part.first, 0, 0)
-        return select.Batch(windows, part.splits.astype(np.int64), own, queries, uniforms, here)
+        on_device = (torch.from_numpy(x).to(self.model.device) for x in (queries, uniforms))
+        return select.Batch(windows, part.splits.astype(np.int64), own, *on_device, here)
 
     def _hooks(self) -> dict[str, Callable[[Tensor, int], None]]:
         hooks: dict[str, Callable[[Tensor, int], None]] = {
@@ -257,8 +258,10 @@ class Sweep:
                 layer.negatives_seed,
             )
         )  # fmt: skip
-        thresholds = layer.sample.thresholds
-        layer.sample.add(select.quantile_candidates(pattern, norms, batch, thresholds))
+        sample = layer.sample
+        sample.add(
+            select.quantile_candidates(pattern, norms, batch, sample.thresholds, sample.size)
+        )
         layer.random.append(select.random_events(pattern, value_norms, batch))
         layer.statistics.add(pattern, norms, batch.splits, batch.own)
         self._keep_patterns(pattern, index)

@@ -41,7 +41,8 @@ def mean_rows(
     -------
     DataFrame [C rows]
         ``prompts``, ``mean``, ``low``, ``high``, ``p`` (that the mean is zero, two-sided, by
-        a t-test over prompts); NaN without prompts.
+        a t-test over prompts in which what is within the rounding of numbers about one counts as zero); NaN without
+        prompts.
     """
     values = values.double().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     weights = _weights(values.shape[1], replicates, seed)

@@ -53,7 +53,8 @@ def effect_rows(
     DataFrame [C rows]
         ``pairs``, ``change`` (mean), ``effect`` (ratio of means) with ``low`` and ``high``, ``mean_of_ratios`` with
         ``ratio_low`` and ``ratio_high`` (over ``ratio_pairs`` pairs whose gap is not small), ``p`` (that the mean
-        change is zero, two-sided, by a t-test over pairs) and ``p_fdr`` (Benjamini-Hochberg over the C components).
+        change is zero, two-sided, by a t-test over pairs in which changes within the rounding of the gaps count as
+        zero) and ``p_fdr`` (Benjamini-Hochberg over the C components).
     """
     known = np.isfinite(change)
     weights = document_weights(len(gap), replicates, rng_for(seed, "effects"))
@@ -69,7 +70,7 @@ def effect_rows(
         *intervals(mean, confidence),
     )
     out["ratio_pairs"] = (known & wide).sum(1)
-    out["p"] = t_p_values(change)
+    out["p"] = t_p_values(change, np.abs(gap).mean())
     out["p_fdr"] = adjust_fdr(out["p"])
     return pd.DataFrame(out)
 

@@ -20,7 +20,9 @@ from mechatlas.costs.work import Work
 from mechatlas.io import UserError, read_json
 
 TABLES = Path(__file__).resolve().parents[4] / "resources" / "benchmarks"
-GPU_RATE = 50e12  # operations a second, assumed where none was measured: a twentieth of an H100's bfloat16 peak
+GPU_RATE = (
+    13e12  # operations a second of a capture on an H200 in float32 (benchmarks/results/gpu.json)
+)
 #: Rules that do the work of others in several jobs, and were not run when those were measured.
 LIKE = {
     "fit_heads": "explain_heads",
@@ -72,12 +74,11 @@ def read_rates(path: Path = TABLES / "rates.csv") -> dict[int, float]:
 
 
 def gpu_rate(path: str | Path) -> float:
-    """Return the operations a second of a capture in a table of ``make bench-gpu``, in float32."""
+    """Return the operations a second of a long capture in a table of ``make bench-gpu``, in float32."""
     parts = read_json(path).get("parts", {})
     try:
         part = parts["capture"]["float32"]
-        ratio = part["times"]["forward"]["seconds"] / part["times"]["capture"]["seconds"]
-        return 1e12 * part["forward_tflop_per_s"] * ratio
+        return 1e12 * part["forward_tflop_per_s"] / part["further_windows_over_forward"]
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} holds no capture on a GPU; make it with make bench-gpu") from error
 

@@ -59,8 +59,9 @@ Assumptions:
 
 - Products become faster with width, from what was measured on the embedded models to {rate:.0f} GFLOP/s a core
   at width 768 (a capture, `benchmarks/results/capture.json`), and not beyond.
-- A GPU does {gpu:.0f} TFLOP/s in the products of rules that ask for one: an assumption, about a sixteenth of
-  the 798 TFLOP/s that an H100 was seen to reach in a large bfloat16 product. `make bench-gpu` measures yours.
+- A GPU does {gpu:.0f} TFLOP/s in the products of rules that ask for one: what an H200 did in a long capture at the
+  shape of GPT-2 small in float32, events included (`benchmarks/results/gpu.json`). Training and patching were
+  faster there, and larger models are. `make bench-gpu` measures yours.
 - Memory is that of weights in float32 (`dtype: bfloat16` halves it), of gradients and moments in training, and
   of one batch.
 - Disk counts windows, patterns, activations, latent codes and weights. Tables, figures and pages are small
