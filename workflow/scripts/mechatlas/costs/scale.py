@@ -84,7 +84,7 @@ SPREAD = """
 ## What of a circuit can be spread
 
 One task with `circuits.edges` and `circuits.nodes` of `config/paper-ioi.yaml`, {prompts} prompts to find circuits on
-and as many held out, by the laws above, in TFLOP. A GPU as assumed does {gpu_hour:,.0f} in an hour, a core
+and as many held out, by the laws above, in TFLOP. A GPU as above does {gpu_hour:,.0f} in an hour, a core
 {core_hour:,.0f}.
 
 | rule | part | {names} | in how many pieces |
