@@ -176,7 +176,11 @@ def test_exact_effects_into_layers_are_columns_of_all(kind: str, dtype: torch.dt
 
 def test_batches_of_other_settings_are_refused(tmp_path: Path) -> None:
     data, settings = planted_data(8), settings_of("edges", **SMALL | QUICK)
-    (path,) = batches_of(data, settings, tmp_path, 1)
+    path = str(tmp_path / "0.safetensors")
+    # A job without parts writes an empty file.
+    facts = EdgeSteps(tmp_path, data, settings, OPTIONS["seed"]).parts_facts
+    Batch(Afresh(), facts).write(path)
+    assert Batches([path], facts, Afresh()).batches == [{}]
     with pytest.raises(UserError, match=r"0\.safetensors is of another model.*delete it"):
         study(data, {**settings, "target": 0.5}, tmp_path, [path])
 
