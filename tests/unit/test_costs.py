@@ -20,6 +20,7 @@ from mechatlas.costs.__main__ import (
     shapes_of,
     whole_cpu,
 )
+from mechatlas.costs.circuit_passes import edge_passes
 from mechatlas.costs.estimate import (
     TABLES,
     Measured,
@@ -72,6 +73,46 @@ def test_operations_of_a_forward_pass_are_those_that_torch_counts() -> None:
     with FlopCounterMode(display=False) as counter:
         model.forward(torch.zeros(2, 16, dtype=torch.long), {"pattern": lambda value, layer: None})
     assert Shape.of(config).forward(32, 16, logits=True) == counter.get_total_flops()
+
+
+def test_passes_of_single_edges_and_of_paths_are_those_that_torch_counts() -> None:
+    import torch
+    from edge_models import make_pairs
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from mechatlas.circuits.components import Graph
+    from mechatlas.circuits.exact_edges import exact_edge_effects
+    from mechatlas.circuits.path_patching import PathSweep
+    from mechatlas.costs.shapes import Shape
+    from mechatlas.models.config import ModelConfig
+    from mechatlas.models.transformer import Transformer
+    from mechatlas.models.weights import random_weights
+
+    config = ModelConfig("gpt2", 6, 4, 4, 64, 16, 256, 64, 50, 1e-5, "gelu_new", True)
+    model = Transformer(config, random_weights(config, 0, "cpu", torch.float32), "")
+    clean, corrupted, end, metric = make_pairs(model, 1, 16)
+    shape, graph = Shape.of(config), Graph.of(config)
+    with FlopCounterMode(display=False) as exact:
+        exact_edge_effects(model, clean, corrupted, end, metric)
+    sweep = PathSweep(model, clean, corrupted, end, metric)
+    with FlopCounterMode(display=False) as paths:
+        for layer in range(6):
+            name = f"L{layer}.H0.k"
+            senders = list(graph.sources[: graph.visible[graph.destination(name)]])
+            for through in (True, False):
+                sweep(senders, [name], through_mlps=through)
+    edges = {"acdc_orders": 0, "acdc_prompts": 1, "exact_prompts": 1, "path_receivers": 0}
+    edges |= {
+        "shares": [1.0],
+        "methods": ["eap"],
+        "steps": 1,
+        "curve_random_sets": 0,
+        "random_sets": 0,
+    }
+    passes = edge_passes(edges, shape, {"prompts": 1, "held_out": 1})
+    one = shape.forward(16, 16)
+    assert passes["exact"] * one == pytest.approx(exact.get_total_flops(), rel=0.3)
+    assert 6 * passes["paths"] * one == pytest.approx(paths.get_total_flops(), rel=0.3)
 
 
 def test_work_grows_as_the_laws_say(default) -> None:

@@ -30,6 +30,11 @@ PROGRAMS = {
     **{"max_parts": 1, "parsimony": 0.02, "rule_windows": 3, "steps": 2, "learning_rate": 0.3},
     **{"penalty": 1e-4, "factors": 2, "batch_windows": 8},
 }
+#: Rules that do a part of the work of others.
+GATHERED_BY = {
+    **{"patch_layers": "measure_components", "trace_parts": "trace_edges"},
+    "prune_halves": "prune_nodes",
+}
 
 
 @pytest.mark.parametrize("units", [1, 2, 7, 12, 100])
@@ -56,7 +61,7 @@ def test_models_whose_size_is_unknown_are_one_line(tmp_path: Path) -> None:
     config: dict[str, Any] = {
         "models": {"here": {"path": "x"}, "gpt2": {"hub": "openai-community/gpt2"}},
         "explain": {"units_per_job": 100},
-        "circuits": {"layers_per_job": 2},
+        "circuits": {"layers_per_job": 2, "parts_per_job": 8},
     }
     assert list(check_spread(config, tmp_path)) == []
     config["models"]["other"] = {"hub": "a/b"}
@@ -64,12 +69,15 @@ def test_models_whose_size_is_unknown_are_one_line(tmp_path: Path) -> None:
     assert line.startswith("explain.units_per_job: 100 needs the size of models.other (a/b)")
     assert line.endswith(
         "snakemake --cores 1 resources/downloads/models/other "
-        "--config 'explain={units_per_job: 0}' 'circuits={layers_per_job: 0}'"
+        "--config 'explain={units_per_job: 0}' 'circuits={layers_per_job: 0, parts_per_job: 0}'"
     )
     config["explain"]["units_per_job"] = 0
     (line,) = check_spread(config, tmp_path)
     assert line.startswith("circuits.layers_per_job: 2 needs")
     config["circuits"]["layers_per_job"] = 0
+    (line,) = check_spread(config, tmp_path)
+    assert line.startswith("circuits.parts_per_job: 8 needs")
+    config["circuits"]["parts_per_job"] = 0
     assert list(check_spread(config, tmp_path)) == []
 
 
@@ -81,17 +89,27 @@ def test_forecast_counts_the_jobs() -> None:
     config = read_config([])
     shapes = shapes_of(config)
     one = {work.rule: work for work in work_of(config, shapes)}
-    config["explain"]["units_per_job"], config["circuits"]["layers_per_job"] = 8, 2
+    config["explain"]["units_per_job"] = 8
+    config["circuits"] |= {"layers_per_job": 2, "parts_per_job": 2}
     several = {work.rule: work for work in work_of(config, shapes)}
+    jobs = {rule: work.jobs for rule, work in several.items()}
     # Two sources with their controls, four layers and two; one dictionary; four tasks in two jobs, and one job.
-    assert [several[rule].jobs for rule in ("fit_heads", "explain_heads")] == [4 * (4 + 2), 8]
-    assert [several[rule].jobs for rule in ("fit_latents", "explain_latents")] == [2, 1]
-    assert [several[rule].jobs for rule in ("patch_layers", "measure_components")] == [8, 5]
+    assert [jobs[rule] for rule in ("fit_heads", "explain_heads")] == [4 * (4 + 2), 8]
+    assert [jobs[rule] for rule in ("fit_latents", "explain_latents")] == [2, 1]
+    assert [jobs[rule] for rule in ("patch_layers", "measure_components")] == [8, 5]
+    # Two orders, the smallest circuit, four curves, four receivers and four layers, or two, are 15 parts or 13.
+    assert [jobs[rule] for rule in ("trace_parts", "trace_edges")] == [4 * 8 + 7, 5]
+    assert [jobs[rule] for rule in ("prune_halves", "prune_nodes")] == [5 * 2, 5]
     assert several["fit_heads"].operations == one["explain_heads"].operations
+    for spread, rest in GATHERED_BY.items():
+        both = several[spread].operations + several[rest].operations
+        assert several[rest].operations > 0 and both == pytest.approx(one[rest].operations)
     hours = {cost.rule: cost.core_hours for cost in estimate(list(several.values()), 128)}
     before = {cost.rule: cost.core_hours for cost in estimate(list(one.values()), 128)}
     assert hours["fit_heads"] > before["explain_heads"]
-    assert "fit_heads" not in one and hours["score_heads"] == before["score_heads"]
+    assert all(hours[a] + hours[b] > before[b] for a, b in GATHERED_BY.items())
+    assert not {"fit_heads", *GATHERED_BY} & set(one)
+    assert hours["score_heads"] == before["score_heads"]
 
 
 # --- heads and latents ----------------------------------------------------------------------------

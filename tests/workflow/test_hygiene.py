@@ -111,6 +111,20 @@ def test_scripts_of_rules_are_thin(rule: str) -> None:
     assert len(text.splitlines()) < 100
 
 
+@pytest.mark.parametrize("rule", sorted(set(WORKING) - {"train_demo_model"}))
+def test_scripts_take_what_rules_give(rule: str) -> None:
+    """Names of files and params are arguments of the script, which gets all that it cannot do without."""
+    body, text = WORKING[rule], (SCRIPTS / f"{rule}.py").read_text()
+    parts = (directive(body, name) for name in ("input", "output", "params"))
+    given = {name for part in parts for name in re.findall(r"^        (\w+)=", part, re.M)}
+    given = {n for n in given if not n.endswith("_files")} - {"code", "captions"}
+    main = next(x for x in ast.parse(text).body if getattr(x, "name", "") == "main").args
+    names = [x.arg for x in main.args + main.kwonlyargs]
+    assert main.kwarg or given <= set(names)
+    needed = set(names[: len(main.args) - len(main.defaults)])
+    assert needed <= given | set(re.findall(r"(\w+)=[\w(]*snakemake\b", text))
+
+
 def test_targets_do_no_work() -> None:
     for name in TARGETS & rules().keys():
         assert directive(rules()[name], "input") and "script:" not in rules()[name]
@@ -218,6 +232,8 @@ def test_scripts_without_tensors_import_no_torch() -> None:
         "explain_heads",
         "fit_heads",
         "patch_layers",
+        "prune_halves",
+        "trace_parts",
         "replace_heads",
         "train_demo_model",
         "fetch_model",

@@ -87,11 +87,47 @@ rule measure_components:
         "../scripts/measure_components.py"
 
 
+rule prune_halves:
+    """Prune nodes on some random halves of the prompts of one task, for `prune_nodes` to gather."""
+    input:
+        prompts="results/{model}/tasks/{task}/prompts.jsonl",
+        model_files=model_inputs,
+    output:
+        halves=HALF_BATCH,
+    log:
+        "logs/prune_halves/{model}/{task}/{batch}.log",
+    benchmark:
+        "results/benchmarks/prune_halves/{model}/{task}/{batch}.tsv"
+    wildcard_constraints:
+        model=TRAINED,
+    conda:
+        "../../envs/mechatlas.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(1500, per_weight=4),
+        runtime=minutes(480),
+        gpu=gpu_request,
+    params:
+        model=model_folder,
+        name=lambda wildcards: wildcards.model,
+        batch=place_among(half_jobs),
+        bos=lambda wildcards: model_config(wildcards)["bos"],
+        nodes=node_settings,
+        seed=config["seed"],
+        steps=lambda wildcards: f"results/steps/{wildcards.model}/{wildcards.task}/nodes",
+        device=config["device"],
+        dtype=config["dtype"],
+        code=script_digest("prune_halves"),
+    script:
+        "../scripts/prune_halves.py"
+
+
 rule prune_nodes:
     """Find the heads and MLPs that a task needs by ablation, and judge that circuit on held-out prompts."""
     input:
         prompts="results/{model}/tasks/{task}/prompts.jsonl",
         audit="results/{model}/tasks/{task}/audit.json",
+        halves=gathered(half_jobs, HALF_BATCH),
         model_files=model_inputs,
     output:
         circuit="results/{model}/tasks/{task}/nodes/circuit.json",
@@ -130,10 +166,46 @@ rule prune_nodes:
         "../scripts/prune_nodes.py"
 
 
+rule trace_parts:
+    """Do some of the independent parts of the edges of one task, for `trace_edges` to gather."""
+    input:
+        prompts="results/{model}/tasks/{task}/prompts.jsonl",
+        model_files=model_inputs,
+    output:
+        parts=EDGE_BATCH,
+    log:
+        "logs/trace_parts/{model}/{task}/{batch}.log",
+    benchmark:
+        "results/benchmarks/trace_parts/{model}/{task}/{batch}.tsv"
+    wildcard_constraints:
+        model=TRAINED,
+    conda:
+        "../../envs/mechatlas.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2500, per_weight=6),
+        runtime=minutes(480),
+        gpu=gpu_request,
+    params:
+        model=model_folder,
+        name=lambda wildcards: wildcards.model,
+        batch=place_among(edge_jobs),
+        bos=lambda wildcards: model_config(wildcards)["bos"],
+        edges=config["circuits"]["edges"],
+        seed=config["seed"],
+        steps=lambda wildcards: f"results/steps/{wildcards.model}/{wildcards.task}/edges",
+        device=config["device"],
+        dtype=config["dtype"],
+        code=script_digest("trace_parts"),
+    script:
+        "../scripts/trace_parts.py"
+
+
 rule trace_edges:
     """Score every edge by attribution and exactly, and find circuits of edges by search and by ACDC."""
     input:
         prompts="results/{model}/tasks/{task}/prompts.jsonl",
+        parts=gathered(edge_jobs, EDGE_BATCH),
         model_files=model_inputs,
     output:
         circuit="results/{model}/tasks/{task}/edges/circuit.json",

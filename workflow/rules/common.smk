@@ -16,7 +16,13 @@ sys.path.insert(0, str(REPOSITORY / "workflow" / "scripts"))
 from mechatlas.cluster import missing_profile, reasons
 from mechatlas.config import RANDOM_SUFFIX, ConfigError, complete_config
 from mechatlas.config_files import dictionary_paths, find_path, model_files, source_files
-from mechatlas.config_spread import DOWNLOADS, head_batches, latent_batches
+from mechatlas.config_spread import (
+    DOWNLOADS,
+    edge_batches,
+    half_batches,
+    head_batches,
+    latent_batches,
+)
 from mechatlas.corpus.stackexchange import dump_files
 from mechatlas.costs.shapes import shape_of
 from mechatlas.dictionaries.published import LAYERS as OPENAI_LAYERS

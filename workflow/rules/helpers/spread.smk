@@ -1,6 +1,7 @@
-# Helpers of the rules whose work may be spread over several jobs: explanations by programs, patching layer by layer.
+# Helpers of the rules whose work may be spread over several jobs: programs, patching, edges, halves of prompts.
 EXPLAINED_AT_ONCE = config["explain"]["units_per_job"]
 PATCHED_AT_ONCE = config["circuits"]["layers_per_job"]
+PARTS_AT_ONCE = config["circuits"]["parts_per_job"]
 
 
 def shape_of_model(wildcards):
@@ -30,6 +31,18 @@ def layer_jobs(wildcards):
     return batch_names(shape_of_model(wildcards).layers, PATCHED_AT_ONCE)
 
 
+def edge_jobs(wildcards):
+    """The jobs that share what is independent in tracing edges."""
+    if not PARTS_AT_ONCE:
+        return []
+    return edge_batches(shape_of_model(wildcards), config["circuits"]["edges"], PARTS_AT_ONCE)
+
+
+def half_jobs(wildcards):
+    """The jobs in which nodes are pruned on halves of the prompts."""
+    return half_batches(config["circuits"]["nodes"], PARTS_AT_ONCE)
+
+
 def gathered(jobs, pattern):
     """Input function: what these jobs make, for the rule that brings it together."""
 
@@ -52,3 +65,5 @@ def gpu_unless(jobs):
 HEAD_BATCH = "results/steps/{model}/{source}/heads/{batch}.jsonl"
 LATENT_BATCH = "results/steps/{model}/{source}/latents/{dictionary}/{batch}.jsonl"
 LAYER_BATCH = "results/steps/{model}/{task}/patching/{batch}.safetensors"
+EDGE_BATCH = "results/steps/{model}/{task}/edges/{batch}.safetensors"
+HALF_BATCH = "results/steps/{model}/{task}/nodes/{batch}.safetensors"

@@ -5,44 +5,34 @@ Edges are scored and circuits found on discovery prompts; curves, controls and f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from mechatlas.circuits import backend
-from mechatlas.circuits.acdc import acdc, backward_order, order_sensitivity
+from mechatlas.circuits.acdc import order_sensitivity
 from mechatlas.circuits.agreement import TOP, agreement
-from mechatlas.circuits.attribution import attribute_edges
 from mechatlas.circuits.circuit_file import Circuit, make_circuit
 from mechatlas.circuits.components import Graph
-from mechatlas.circuits.curves import Faithfulness, trace_curve
+from mechatlas.circuits.edge_parts import EXACT, EdgeParts
 from mechatlas.circuits.edges import (
     EdgeScores,
     edge_names,
     edge_set,
-    feeds,
     kinds_of,
     nodes_of,
     prune,
     random_edges,
 )
 from mechatlas.circuits.effects import effect_rows
-from mechatlas.circuits.exact_edges import each_pair
-from mechatlas.circuits.metrics import Metric, make_metric
-from mechatlas.circuits.path_patching import PathSweep
-from mechatlas.circuits.resume import Parts, StepLog
-from mechatlas.circuits.search import smallest_circuit
-from mechatlas.circuits.task_data import TaskData, arrays_of
+from mechatlas.circuits.resume import Afresh, Parts, StepLog, Store
+from mechatlas.circuits.task_data import TaskData
 from mechatlas.io import progress, rng_for
-from mechatlas.models.transformer import Transformer
-from mechatlas.tasks.pairs import PairBatch
 
-EXACT = "exact"
 CURVE = (
     *("shares", "sizes", "realised", "faithfulness", "low", "high"),
     *("random", "random_low", "random_high"),
@@ -65,32 +55,6 @@ class EdgeStudy:
     tables: dict[str, pd.DataFrame]
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Prompt pairs as the methods for edges take them."""
-
-    model: Transformer
-    clean: Tensor
-    corrupted: Tensor
-    end: Tensor
-    metric: Metric
-
-    @classmethod
-    def of(cls, model: Transformer, batch: PairBatch, metric: str) -> Pairs:
-        """Prepare the prompts of a batch."""
-        clean, corrupted, answers, wrong = arrays_of(batch)
-        final = None
-        if metric == "kl":
-            with torch.inference_mode():
-                final = model.forward(clean.to(model.device), logits=False)[:, -1]
-        end = torch.full((len(clean),), clean.shape[1] - 1)
-        return cls(model, clean, corrupted, end, make_metric(metric, model, answers, wrong, final))
-
-    @property
-    def arguments(self) -> tuple:
-        return self.model, self.clean, self.corrupted, self.end, self.metric
-
-
 def study_edges(
     data: TaskData,
     settings: Mapping[str, Any],
@@ -100,6 +64,7 @@ def study_edges(
     bootstrap: int,
     log: Callable[[str], StepLog],
     parts: Parts,
+    done: Store | None = None,
 ) -> EdgeStudy:
     """Score edges by every method of the settings, and find and judge circuits.
 
@@ -115,62 +80,49 @@ def study_edges(
         Gives the log of an order of ACDC, from which an interrupted one continues.
     parts : Parts
         Keeps the exact effects of finished pairs.
+    done : Store, optional
+        Parts that other jobs have made (`trace_parts`).
 
     Raises
     ------
     UserError
         If the corrupted prompts give a metric as good as the clean ones.
     """
-    graph, metric = Graph.of(data.model.config), settings["metric"]
-    found_on = Pairs.of(data.model, data.discovery, metric)
-    scores = {m: _attribute(found_on, m, settings) for m in settings["methods"]}
+    done = Afresh() if done is None else done
+    found = EdgeParts(data, settings, seed=seed, log=log, kept=parts, done=done)
+    judged = _Judge(found, confidence)
+    scores = {method: found.scores(method) for method in settings["methods"]}
     agreements: list[pd.DataFrame] = []
     if settings["exact_prompts"]:
-        few = Pairs.of(data.model, _spread(data.discovery, settings["exact_prompts"]), metric)
-        scores[EXACT] = _exact(few, graph, parts)
+        scores[EXACT] = found.scores(EXACT)
         agreements = [
-            _agreement(graph, method, _attribute(few, method, settings), scores[EXACT])
+            _agreement(found.graph, method, found.attribute(found.few, method), scores[EXACT])
             for method in settings["methods"]
         ]
-    ranking = scores[settings["rank_by"]].mean
-    judge = Faithfulness(*Pairs.of(data.model, data.held_out, metric).arguments)
-    search = Faithfulness(*found_on.arguments)
-    judged = _Judge(data, settings, search, judge, seed, confidence)
-    circuit = judged.smallest(ranking, scores)
-    found = judged.acdc(log)
-    in_both = [edge_set(graph, c.edges or ()) for c in (circuit, found)]
+    curves, areas = _curves(found, scores)
+    circuit, by_acdc = judged.smallest(areas), judged.acdc()
+    in_both = [edge_set(found.graph, c.edges or ()) for c in (circuit, by_acdc)]
     tables = {
-        "effects": _effects_table(graph, scores, *in_both),
-        "curve": judged.curves,
+        "effects": _effects_table(found.graph, scores, *in_both),
+        "curve": curves,
         "agreement": pd.concat(agreements) if agreements else pd.DataFrame(columns=_AGREEMENT),
-        "paths": _paths(found_on, graph, ranking, settings["path_receivers"], {
-            "seed": seed, "confidence": confidence, "replicates": bootstrap,
-        }),
-    }  # fmt: skip
-    return EdgeStudy(circuit, found, tables)
+        "paths": _paths(found, {"seed": seed, "confidence": confidence, "replicates": bootstrap}),
+    }
+    return EdgeStudy(circuit, by_acdc, tables)
 
 
 class _Judge:
     """Circuits of edges and how faithful they are."""
 
-    def __init__(
-        self,
-        data: TaskData,
-        settings: Mapping[str, Any],
-        search: Faithfulness,
-        judge: Faithfulness,
-        seed: int,
-        confidence: float,
-    ):
-        self.data, self.settings, self.search, self.judge = data, settings, search, judge
-        self.seed, self.confidence, self.graph = seed, confidence, search.run.graph
-        self.curves = pd.DataFrame()
+    def __init__(self, parts: EdgeParts, confidence: float):
+        self.parts, self.settings, self.graph = parts, parts.settings, parts.graph
+        self.seed, self.confidence = parts.seed, confidence
+        # At once, so that prompts which show nothing are found before hours are spent on them.
+        self.search, self.judge = parts.search, parts.judge
 
-    def smallest(self, ranking: np.ndarray, scores: Mapping[str, EdgeScores]) -> Circuit:
-        """Search for the smallest circuit; trace the curves of all methods."""
-        s = self.settings
-        found = smallest_circuit(self.search, ranking, s["target"], minimise=s["minimise"])
-        self.curves, areas = self._curves(scores)
+    def smallest(self, areas: Mapping[str, Mapping[str, float]]) -> Circuit:
+        """Return the smallest circuit, with the areas under the curves of all methods."""
+        found = self.parts.smallest()
         facts = {
             "score": found.faithfulness,
             "ranked": found.ranked,
@@ -182,28 +134,15 @@ class _Judge:
         }
         return self._circuit(found.edges, "edges, smallest", facts)
 
-    def acdc(self, log: Callable[[str], StepLog]) -> Circuit:
+    def acdc(self) -> Circuit:
         """Run ACDC under several orders; the first, fixed one gives the circuit."""
-        s = self.settings
-        few = _spread(self.data.discovery, s["acdc_prompts"])
-        pairs = Pairs.of(self.data.model, few, s["metric"])
-        found = []
-        for number in progress(range(s["acdc_orders"]), desc="acdc", unit="order"):
-            rng = rng_for(self.seed, "acdc order", number) if number else None
-            steps = log(f"acdc-{number}")
-            decided = {int(edge): gone for step in steps.decided for edge, gone in step.items()}
-            found.append(
-                acdc(
-                    *pairs.arguments, s["acdc_threshold"],
-                    order=backward_order(self.graph, rng), decided=decided,
-                    log=lambda new, steps=steps: steps({str(e): bool(gone) for e, gone in new.items()}),
-                )
-            )  # fmt: skip
+        numbers = progress(range(self.settings["acdc_orders"]), desc="acdc", unit="order")
+        found = [self.parts.acdc(number) for number in numbers]
         if not found:
             none = np.zeros_like(self.graph.edges)
             return self._circuit(none, "edges, acdc", {"orders": {"count": 0}})
-        first, orders = found[0], order_sensitivity([x.edges for x in found])
-        edges = prune(self.graph, first.edges)
+        first, orders = found[0], order_sensitivity(found)
+        edges = prune(self.graph, first)
         facts = {
             "score": float(self.search(edges[None])[0]),
             "faithfulness": self._both(edges),
@@ -217,10 +156,11 @@ class _Judge:
         return self._circuit(edges, "edges, acdc", facts)
 
     def _circuit(self, edges: np.ndarray, method: str, facts: Mapping[str, Any]) -> Circuit:
+        data = self.parts.data
         return make_circuit(
-            self.data.model,
+            data.model,
             torch.from_numpy(nodes_of(self.graph, edges)),
-            task=self.data.task,
+            task=data.task,
             method=method,
             edges=edge_names(self.graph, edges),
             facts={"settings": dict(self.settings), **facts},
@@ -248,54 +188,23 @@ class _Judge:
             "p": (1 + better) / (1 + count),
         }  # fmt: skip
 
-    def _curves(
-        self, scores: Mapping[str, EdgeScores]
-    ) -> tuple[pd.DataFrame, dict[str, dict[str, float]]]:
-        """Return curves of every method, ranked by strength and by helpfulness, and their areas."""
-        tables, areas = [], {}
-        for method, found in scores.items():
-            areas[method] = {}
-            for signed in (False, True):
-                rng = rng_for(self.seed, "curve", method, int(signed))
-                with_random = method == self.settings["rank_by"] and not signed
-                curve = trace_curve(
-                    self.judge, found.mean, rng,
-                    shares=tuple(self.settings["shares"]), signed=signed,
-                    randoms=self.settings["curve_random_sets"] if with_random else 0,
-                )  # fmt: skip
-                areas[method] |= {"cpr": curve.cpr} if signed else {"cmd": curve.cmd}
-                table = pd.DataFrame({name: getattr(curve, name) for name in CURVE})
-                table = table.rename(columns={"shares": "share", "sizes": "size"})
-                table.insert(0, "method", method)
-                table.insert(1, "signed", signed)
-                tables.append(table)
-        return pd.concat(tables, ignore_index=True), areas
 
-
-def _attribute(pairs: Pairs, method: str, settings: Mapping[str, Any]) -> EdgeScores:
-    return attribute_edges(
-        *pairs.arguments, method=method, steps=settings["steps"], rule=settings["rule"]
-    )
-
-
-def _exact(pairs: Pairs, graph: Graph, parts: Parts) -> EdgeScores:
-    """Return exact effects; those of finished pairs are read from ``parts``."""
-    effects = []
-    for n in progress(range(len(pairs.clean)), desc="exact edges", unit="pair"):
-        one = slice(n, n + 1)
-
-        def compute(one: slice = one) -> dict[str, np.ndarray]:
-            arrays = (pairs.clean[one], pairs.corrupted[one], pairs.end[one])
-            return {"effect": next(each_pair(pairs.model, *arrays, pairs.metric.select(one)))}
-
-        effects.append(parts.get(f"exact-{n}", compute)["effect"])
-    return EdgeScores.of(graph, np.stack(effects))
-
-
-def _spread(batch: PairBatch, count: int) -> PairBatch:
-    """Return ``count`` prompts spread evenly over a batch."""
-    count = min(count, len(batch))
-    return batch.select(np.linspace(0, len(batch) - 1, count).round().astype(int))
+def _curves(
+    parts: EdgeParts, methods: Iterable[str]
+) -> tuple[pd.DataFrame, dict[str, dict[str, float]]]:
+    """Return curves of every method, ranked by strength and by helpfulness, and their areas."""
+    tables, areas = [], {}
+    for method in methods:
+        areas[method] = {}
+        for signed in (False, True):
+            curve = parts.curve(method, signed)
+            areas[method] |= {"cpr": curve.cpr} if signed else {"cmd": curve.cmd}
+            table = pd.DataFrame({name: getattr(curve, name) for name in CURVE})
+            table = table.rename(columns={"shares": "share", "sizes": "size"})
+            table.insert(0, "method", method)
+            table.insert(1, "signed", signed)
+            tables.append(table)
+    return pd.concat(tables, ignore_index=True), areas
 
 
 _AGREEMENT = ["method", "kind", "edges", "pearson", "spearman", *(f"top_{n}" for n in TOP)]
@@ -338,24 +247,18 @@ def _effects_table(
     return pd.concat(tables, ignore_index=True)
 
 
-def _paths(
-    pairs: Pairs, graph: Graph, ranking: np.ndarray, count: int, options: Mapping[str, Any]
-) -> pd.DataFrame:
+def _paths(parts: EdgeParts, options: Mapping[str, Any]) -> pd.DataFrame:
     """Patch paths into the logits and into the inputs of the nodes whose edges matter most."""
+    pairs, tables = parts.found_on, []
     with torch.inference_mode():
         final = pairs.model.forward(pairs.clean.to(pairs.model.device), logits=False)[:, -1]
         full = pairs.metric(final).double().cpu().numpy()
-    strength = np.abs(ranking[1:].sum(1))
-    strongest = 1 + np.argsort(-strength, kind="stable")[:count]
-    receivers = [graph.n_destinations - 1, *np.flatnonzero(feeds(graph)[:, strongest].any(1))]
-    tables, sweep = [], PathSweep(*pairs.arguments)
-    for receiver in progress(receivers, desc="paths", unit="receiver"):
-        name = graph.destinations[receiver]
-        senders = list(graph.sources[: graph.visible[receiver]])
-        for through in (True, False):
-            values = sweep(senders, [name], through_mlps=through).double().cpu().numpy()
+    for receiver in progress(parts.receivers(), desc="paths", unit="receiver"):
+        for through, values in parts.paths(receiver).items():
             rows = effect_rows(full - values, full, **options)
-            table = pd.DataFrame({"sender": senders, "receiver": name, "through_mlps": through})
+            table = pd.DataFrame({"sender": parts.senders(receiver)})
+            table["receiver"] = parts.graph.destinations[receiver]
+            table["through_mlps"] = through
             table["value"] = values.mean(1)
             for column, found in {"drop": "effect", "low": "low", "high": "high"}.items():
                 table[column] = 100 * rows[found]

@@ -75,18 +75,22 @@ def each_pair(
     end: Tensor,
     metric: Metric,
     *,
+    layers: range | None = None,
     force: bool = False,
 ) -> Iterator[np.ndarray]:
     """Yield the effects ``[S, D]`` of one pair after the other, so that a long sweep can store what it has.
 
-    Parameters and errors are those of `exact_edge_effects`; `EdgeScores.of` summarises the effects.
+    Parameters and errors are those of `exact_edge_effects`; `EdgeScores.of` summarises the effects. With ``layers``
+    there are only the destinations in these layers (the logits are in the last one): of all layers, joined, the
+    effects are the same to the last digit.
     """
+    layers = range(model.config.n_layers) if layers is None else layers
     require_precision(model.dtype, "the exact effect of single edges", force=force)
     for n in range(len(clean)):
         pair = slice(n, n + 1)
         with fast_matmul(), torch.inference_mode():
             variants = _Variants(model, clean[pair], corrupted[pair], int(end[n]))
-            effects = variants.effects(metric.select(pair)).cpu().numpy()
+            effects = variants.effects(metric.select(pair), layers).cpu().numpy()
         yield effects
 
 
@@ -102,12 +106,12 @@ class _Variants:
         rotary = model.rotary(end + 1)
         self.rotary = None if rotary is None else tuple(x[self.first :] for x in rotary)
 
-    def effects(self, metric: Metric) -> Tensor:
-        """Return the change of the metric for every edge, ``[S, D]``."""
+    def effects(self, metric: Metric, layers: range) -> Tensor:
+        """Return the change of the metric for every edge into the destinations of some layers, ``[S, D]``."""
         graph = self.graph
         result = self.delta.new_zeros(graph.n_sources, graph.n_destinations)
         base = self._read(metric, self.run.pre[-1][0, -1:])
-        for layer in range(graph.n_layers):
+        for layer in layers:
             first, sources = layer * graph.readers, 1 + layer * (graph.n_heads + 1)
             finals = torch.cat(list(self._heads_changed(layer)))
             values = self._read(metric, finals).view(-1, sources)
@@ -117,8 +121,12 @@ class _Variants:
                 [self._mlp_changed(part, layer) for part in self._parts(self.delta[:sources])]
             )
             result[:sources, first + graph.readers - 1] = self._read(metric, finals)
-        result[:, -1] = self._read(metric, self.run.pre[-1][0, -1] + self.delta[:, -1])
-        return torch.where(torch.from_numpy(graph.edges).to(result.device), result - base, 0)
+        last = layers.stop == graph.n_layers
+        if last:
+            result[:, -1] = self._read(metric, self.run.pre[-1][0, -1] + self.delta[:, -1])
+        columns = slice(layers.start * graph.readers, layers.stop * graph.readers + last)
+        exists = torch.from_numpy(graph.edges[:, columns]).to(result.device)
+        return torch.where(exists, result[:, columns] - base, 0)
 
     def _read(self, metric: Metric, x: Tensor) -> Tensor:
         """Return the metric ``[V]`` of final residuals ``[V, d]``."""

@@ -1,21 +1,20 @@
-"""Patching sweeps of which each job does some layers: what a job writes, and how one that needs all reads it."""
+"""Patching sweeps of which each job does some layers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mechatlas.circuits.batches import Arrays, Batch, part_of, read_batches
 from mechatlas.circuits.resume import Parts
-from mechatlas.io import UserError, read_arrays, read_provenance, write_arrays
+from mechatlas.io import UserError
 
-Arrays = dict[str, np.ndarray]
 BY_LAYER = " patched"  # ends the names of arrays that have a row for each patch
 
 
-class LayerBatch:
+class LayerBatch(Batch):
     """The parts of one job, kept as they come and then written to one file.
 
     Parameters
@@ -26,21 +25,14 @@ class LayerBatch:
     """
 
     def __init__(self, parts: Parts, layers: range):
-        self.parts, self.layers = parts, layers
-        self.found: dict[str, Arrays] = {}
+        super().__init__(parts, parts.facts)
+        self.layers = layers
 
     def get(self, name: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> Arrays:
         """Return a part of these layers, computed and stored if it is not there yet."""
         own = f"{name}-L{self.layers.start}-{self.layers.stop}"
         self.found[name] = self.parts.get(own, compute)
         return self.found[name]
-
-    def write(self, path: str | Path) -> None:
-        """Write all parts that were asked for."""
-        arrays = {
-            f"{name}/{key}": x for name, part in self.found.items() for key, x in part.items()
-        }
-        write_arrays(path, arrays, self.parts.facts)
 
 
 class LayerBatches:
@@ -60,12 +52,7 @@ class LayerBatches:
     """
 
     def __init__(self, paths: Sequence[str], facts: Mapping[str, Any]):
-        for path in paths:
-            if read_provenance(path) != dict(facts):
-                raise UserError(
-                    f"{path} is of another model, other prompts or another version; delete it and run again"
-                )
-        self.paths, self.batches = paths, [read_arrays(path) for path in paths]
+        self.paths, self.batches = paths, read_batches(paths, facts)
 
     def get(self, name: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> Arrays:
         """Return a part; ``compute`` is not called.
@@ -82,8 +69,7 @@ class LayerBatches:
         }
 
     def _part(self, number: int, name: str) -> Arrays:
-        start = f"{name}/"
-        part = {k[len(start) :]: x for k, x in self.batches[number].items() if k.startswith(start)}
+        part = part_of(self.batches[number], name)
         if not part:
             raise UserError(
                 f"{self.paths[number]} holds no {name}: it was made on another kind of device; set device to cpu or "

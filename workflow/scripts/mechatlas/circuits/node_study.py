@@ -5,8 +5,9 @@ Circuits are found on discovery prompts; everything that judges them uses held-o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,9 @@ from mechatlas.circuits.evaluate import completeness, faithfulness, knock_outs, 
 from mechatlas.circuits.least_harmful import prune_least_harmful
 from mechatlas.circuits.legacy_ablation import LegacyAblation
 from mechatlas.circuits.pruning import Pruned, PruneSettings, Record, prune
-from mechatlas.circuits.resume import Parts, StepLog
+from mechatlas.circuits.resume import StepLog, Store
 from mechatlas.circuits.stability import first_of_each, stability
+from mechatlas.circuits.steps import Steps
 from mechatlas.circuits.task_data import Arrays, TaskData, arrays_of
 
 PROCEDURES = ("greedy", "least_harmful")
@@ -58,7 +60,7 @@ def study_nodes(
     confidence: float,
     bootstrap: int,
     log: Callable[[str], StepLog],
-    parts: Parts,
+    parts: Store,
 ) -> NodeStudy:
     """Find and judge the circuits of nodes of a task.
 
@@ -72,8 +74,8 @@ def study_nodes(
     bootstrap : int
     log : callable
         Gives the log of a procedure, from which an interrupted one continues.
-    parts : Parts
-        Keeps finished samples of the stability.
+    parts : Store
+        Keeps finished samples of the stability, or has those that other jobs have made (`prune_halves`).
 
     Raises
     ------
@@ -84,12 +86,8 @@ def study_nodes(
     found_on = _found_on(data, settings["num_samps"])
     discovery = make_ablation(data, found_on, settings)
     held_out = make_ablation(data, arrays_of(data.held_out), settings)
-    wanted = PruneSettings(settings["threshold"], settings["one_iter"], tuple(settings["keep"]))
-    pruned = _prune(discovery, wanted, settings, log)
-    halves = stability(
-        lambda rows: make_ablation(data, tuple(x[rows] for x in found_on), settings),
-        len(discovery), wanted, samples=settings["stability_samples"], seed=seed, parts=parts,
-    )  # fmt: skip
+    pruned = _prune(discovery, _wanted(settings), settings, log)
+    halves = prune_halves(data, settings, seed=seed, parts=parts)
     tables = {
         "effects": _effects(discovery, held_out, pruned["greedy"].keep, options),
         "pruning": _pruning_table(pruned),
@@ -126,6 +124,29 @@ def study_nodes(
     return NodeStudy(circuits, tables, evaluated)
 
 
+def node_steps(folder: str | Path, data: TaskData, settings: Mapping[str, Any], seed: int) -> Steps:
+    """Return where decisions of the procedures and finished halves are kept."""
+    deciding = {"nodes": dict(settings), "seed": seed}
+    return Steps(folder, data, deciding, "circuits/pruning.py")
+
+
+def prune_halves(
+    data: TaskData,
+    settings: Mapping[str, Any],
+    *,
+    seed: int,
+    parts: Store,
+    numbers: Iterable[int] | None = None,
+) -> np.ndarray:
+    """Return the circuits of random halves of the discovery prompts (see `stability`), all or some by number."""
+    found_on = _found_on(data, settings["num_samps"])
+    return stability(
+        lambda rows: make_ablation(data, tuple(x[rows] for x in found_on), settings),
+        len(found_on[0]), _wanted(settings), samples=settings["stability_samples"], seed=seed,
+        parts=parts, numbers=numbers,
+    )  # fmt: skip
+
+
 def make_ablation(data: TaskData, arrays: Arrays, settings: Mapping[str, Any]) -> Ablation:
     """Return the ablation of the settings (``ablation``, ``metric``) on some prompts."""
     if settings["ablation"] == LEGACY:
@@ -137,6 +158,10 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
     """Return the share of two sets' nodes that both have (1 if both are empty)."""
     union = (a | b).sum()
     return float((a & b).sum() / union) if union else 1.0
+
+
+def _wanted(settings: Mapping[str, Any]) -> PruneSettings:
+    return PruneSettings(settings["threshold"], settings["one_iter"], tuple(settings["keep"]))
 
 
 def _found_on(data: TaskData, count: int | None) -> Arrays:

@@ -131,6 +131,9 @@ class _Paths:
         change = torch.einsum("v,n...->vn...", weights[:, 0], delta[0])
         recorded, source = {}, 1
         for layer in range(graph.n_layers):
+            # What lies behind the last receiver is not needed.
+            if len(recorded) == len(self.receivers):
+                break
             first, mlp = layer * graph.readers, source + graph.n_heads
             heads = range(first, first + graph.readers - 1)
             self._keep(recorded, heads, self.clean.pre[layer], change)

@@ -61,6 +61,16 @@ class Store(Protocol):
         """Return a part."""
 
 
+class Afresh:
+    """Keeps nothing."""
+
+    def get(
+        self, name: str, compute: Callable[[], Mapping[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
+        """Compute a part."""
+        return dict(compute())
+
+
 class Parts:
     """Finished parts of a computation, each in a file of its own.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mechatlas.circuits.ablation import Ablation
 from mechatlas.circuits.pruning import PruneSettings, prune
-from mechatlas.circuits.resume import Parts
+from mechatlas.circuits.resume import Store
 from mechatlas.io import progress, rng_for
 
 
@@ -21,7 +21,8 @@ def stability(
     *,
     samples: int,
     seed: int,
-    parts: Parts | None = None,
+    parts: Store | None = None,
+    numbers: Iterable[int] | None = None,
 ) -> np.ndarray:
     """Return the circuits of random halves of the prompts, bool ``[samples, L, H + 1]``.
 
@@ -38,13 +39,16 @@ def stability(
     samples : int
     seed : int
         Base seed.
-    parts : Parts, optional
+    parts : Store, optional
         Keeps finished samples, so that a killed run continues.
+    numbers : iterable of int, optional
+        Of the samples to prune; all by default.
     """
     rng = rng_for(seed, "stability")
-    kept = []
-    for number in progress(range(samples), desc="stability", unit="sample"):
-        half = np.sort(rng.permutation(pairs)[: max(1, pairs // 2)])
+    halves = [np.sort(rng.permutation(pairs)[: max(1, pairs // 2)]) for _ in range(samples)]
+    kept, chosen = [], range(samples) if numbers is None else list(numbers)
+    for number in progress(chosen, desc="stability", unit="sample"):
+        half = halves[number]
 
         def one(half: np.ndarray = half) -> dict[str, np.ndarray]:
             return {"keep": prune(make(torch.from_numpy(half)), settings).keep.numpy()}

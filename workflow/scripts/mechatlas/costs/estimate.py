@@ -28,6 +28,8 @@ LIKE = {
     "fit_heads": "explain_heads",
     "fit_latents": "explain_latents",
     "patch_layers": "measure_components",
+    "prune_halves": "prune_nodes",
+    "trace_parts": "trace_edges",
 }
 LIBRARIES_MB = 600  # resident memory of a job that has imported torch, and nothing else
 

@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 
 from mechatlas.config import complete_config
+from mechatlas.costs.circuit_passes import edge_passes, node_passes
 from mechatlas.costs.estimate import GPU_RATE, Cost, estimate, read_rates, short
 from mechatlas.costs.shapes import KNOWN, Shape, shape_of
-from mechatlas.costs.work import work_of
+from mechatlas.costs.work import TASK_TOKENS, work_of
 
 REPOSITORY = Path(__file__).resolve().parents[4]
 TOKENS = (10**6, 10**7, 10**8, 10**9)
@@ -49,10 +50,10 @@ own, rule by rule:
 Every rule has a law for its work (`workflow/scripts/mechatlas/costs/work.py`): a forward pass takes 2 N
 operations for each token (N: weights of the blocks), 4 H d_head T more in each layer for attention over T
 tokens, and 2 V d for logits; a training step of an autoencoder with F latents takes five products, 10 F d; what
-is done for every head takes as many forward passes as there are heads, and exact effects of edges grow with
-their number, as (L H)^2. Seconds for a unit of work, and the start-up of a job, come from two measured runs on
-two shared cores (`resources/benchmarks/runs.csv`, processor seconds; recorded by `python -m mechatlas.costs
---record`).
+is done for every head takes as many forward passes as there are heads, and what is done for every edge grows with
+their number, as (L H)^2 (`workflow/scripts/mechatlas/costs/circuit_passes.py`). Seconds for a unit of work, and the
+start-up of a job, come from two measured runs on two shared cores (`resources/benchmarks/runs.csv`, processor
+seconds; recorded by `python -m mechatlas.costs --record`).
 
 Assumptions:
 
@@ -74,10 +75,52 @@ in `docs/performance.md`.
 ## One source, windows of {window} tokens
 
 Processor time without a GPU, or GPU hours with one (the start-up of jobs included); largest memory of a job;
-disk. Chunks have at most {chunk:,} windows, so that the jobs of a capture can run side by side. Explanations and the
-patching of each task are one job here; `explain.units_per_job` and `circuits.layers_per_job` spread them over
-several ([how](cluster.md#few-long-jobs)), at the price of one start-up and one loaded model for each job.
+disk. Chunks have at most {chunk:,} windows, so that the jobs of a capture can run side by side. Explanations, and each
+of patching, pruning and edges of a task, are one job here; `explain.units_per_job`, `circuits.layers_per_job` and
+`circuits.parts_per_job` spread them over several ([how](cluster.md#few-long-jobs)), at the price of one start-up and
+one loaded model for each job.
 """
+SPREAD = """
+## What of a circuit can be spread
+
+One task with `circuits.edges` and `circuits.nodes` of `config/paper-ioi.yaml`, {prompts} prompts to find circuits on
+and as many held out, by the laws above, in TFLOP. A GPU as above does {gpu_hour:,.0f} in an hour, a core
+{core_hour:,.0f}.
+
+| rule | part | {names} | in how many pieces |
+|---|---|---{columns}|---|
+{rows}
+
+Pieces are what `circuits.parts_per_job` deals out to jobs (`trace_parts`, `prune_halves`). With many prompts paths,
+curves and pruning grow; ACDC and exact effects only with their own `acdc_prompts` and `exact_prompts`. Every job that
+needs a ranking of the edges makes it anew, by attribution.
+
+What is not spread is a search in which each decision waits for the one before; it is one piece, however many jobs
+there are:
+
+- An order of ACDC. Fewer `acdc_prompts` shorten it.
+- The smallest circuit: edges are removed one by one (`edges.minimise: false` leaves that out). The law has only the
+  sizes that are tried before; how many edges are left to remove is not known before the run.
+- The greedy pruning of nodes, and the pruning without an order. That one tries all nodes that are left in each
+  round, so it grows with the square of their number, and from GPT-2 on `prune_nodes` takes longest for it.
+  `nodes.least_harmful_step` shortens it: twice the step, half the rounds (`config/paper-llama2.yaml` removes 64 at
+  once).
+
+What judges a circuit (knock-outs, curves, random circuits) needs that circuit, and stays with the search for it.
+"""
+PIECES = (
+    ("trace_edges", "acdc", "orders of ACDC", "one for each order"),
+    ("trace_edges", "paths", "paths", "one for each input of the `path_receivers` nodes, and the logits"),
+    ("trace_edges", "curves", "curves", "one for each method, ranked by strength and by sign"),
+    ("trace_edges", "smallest", "smallest circuit", "one"),
+    ("trace_edges", "exact", "exact effects of edges", "one for each layer"),
+    ("trace_edges", "rest", "attribution, curves of exact effects, random edges", "not spread"),
+    ("prune_nodes", "halves", "stability", "one for each half of the prompts"),
+    ("prune_nodes", "least_harmful", "pruning without an order", "not spread"),
+    ("prune_nodes", "greedy", "greedy pruning", "not spread"),
+    ("prune_nodes", "judged", "knock-outs, curves, random circuits", "not spread"),
+)  # fmt: skip
+PAPER = "paper-ioi.yaml"
 CHUNK = 10_000
 
 
@@ -107,7 +150,31 @@ def page() -> str:
                 if stage.startswith("circuits") and tokens != TOKENS[0]:
                     continue
                 lines.append(_row(tokens, stage, chosen))
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, _spread_page()]) + "\n"
+
+
+def _spread_page() -> str:
+    """Return the part of the page on what jobs can share."""
+    paper = yaml.safe_load((REPOSITORY / "config" / PAPER).read_text(encoding="utf-8"))
+    task, circuits = paper["tasks"]["ioi"], _config(KNOWN[MODELS["GPT-2"]], 1)["circuits"]
+    passes = {"trace_edges": {}, "prune_nodes": {}}
+    shapes = {name: _shape(name, hub) for name, hub in MODELS.items()}
+    for name, shape in shapes.items():
+        one = shape.forward(TASK_TOKENS, TASK_TOKENS) / 1e12
+        edges = edge_passes(circuits["edges"] | paper["circuits"]["edges"], shape, task)
+        nodes = node_passes(circuits["nodes"] | paper["circuits"]["nodes"], shape, task)
+        passes["trace_edges"][name] = {part: one * x for part, x in edges.items()}
+        passes["prune_nodes"][name] = {part: one * x for part, x in nodes.items()}
+    rows = [
+        f"| `{rule}` | {what} | "
+        + " | ".join(short(passes[rule][name][part]) for name in shapes)
+        + f" | {pieces} |"
+        for rule, part, what, pieces in PIECES
+    ]
+    return SPREAD.format(
+        prompts=task["prompts"], names=" | ".join(shapes), columns="|---" * (len(shapes) - 1),
+        gpu_hour=GPU_RATE * 3600 / 1e12, core_hour=max(read_rates().values()) * 3600 / 1e12, rows="\n".join(rows),
+    ).rstrip("\n")  # fmt: skip
 
 
 def _row(tokens: int, stage: str, costs: list[Cost]) -> str:

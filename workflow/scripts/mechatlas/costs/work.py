@@ -6,8 +6,8 @@ width d, T tokens a window, P windows of the pattern sample, F latents or featur
 
 - forward pass 2 N + 4 L H d_head T a token (+ 2 V d for logits), a training step five products of a dictionary
   (10 F d a token and layer), that of a cross-layer transcoder 6 F d + 3 k d (L + 1) a token and layer;
-- every head on its own (replacing, patching, pruning): as many forward passes as there are heads; every edge on its
-  own: half a forward pass for each, and edges grow as (L H)^2;
+- every head on its own (replacing, patching): as many forward passes as there are heads; circuits: as in
+  `mechatlas.costs.circuit_passes`, where edges grow as (L H)^2, and so do the rounds of the pruning without an order;
 - patterns P L H T^2 numbers of 2 bytes, activations T d numbers of 4 bytes for each point and layer.
 """
 
@@ -18,7 +18,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mechatlas.config_spread import head_batches, latent_batches
+from mechatlas.config_spread import edge_batches, half_batches, head_batches, latent_batches
+from mechatlas.costs.circuit_passes import edge_passes, node_passes
 from mechatlas.costs.shapes import Shape
 from mechatlas.spread import batch_names
 
@@ -194,22 +195,28 @@ def _circuits(config: Config, shape: Shape, model: str) -> Iterator[Work]:
     circuits, heads = config["circuits"], shape.layers * shape.heads
     memory = NUMBER * shape.all_weights
     tasks = [t for t in config["tasks"].values() if t["models"] is None or model in t["models"]]
+    one = shape.forward(TASK_TOKENS, TASK_TOKENS)
     for task in tasks:
-        pairs = task["prompts"] + task["held_out"]
-        once = shape.forward(pairs * TASK_TOKENS, TASK_TOKENS)
-        points = len(circuits["patching"]["points"])
-        batches = len(batch_names(shape.layers, circuits["layers_per_job"]))
-        swept = points * heads * once
-        if batches:
-            yield Work("patch_layers", batches, swept, memory=memory, products=True, gpu=True)
-        exact = shape.forward(circuits["edges"]["acdc_prompts"] * TASK_TOKENS, TASK_TOKENS)
-        for rule, operations in (
-            ("prepare_prompts", 4 * once),
-            ("measure_components", once if batches else swept),
-            ("prune_nodes", 6 * (heads + shape.layers) * once),
-            ("trace_edges", 20 * once + 1.5 * heads**2 / 2 * exact),
+        once = (task["prompts"] + task["held_out"]) * one
+        swept = len(circuits["patching"]["points"]) * heads * once
+        nodes, edges = (
+            {part: passes * one for part, passes in law(circuits[key], shape, task).items()}
+            for law, key in ((node_passes, "nodes"), (edge_passes, "edges"))
+        )
+        pruned, traced = sum(nodes.values()), sum(edges.values())
+        layers = batch_names(shape.layers, circuits["layers_per_job"])
+        halves = half_batches(circuits["nodes"], circuits["parts_per_job"])
+        parts = edge_batches(shape, circuits["edges"], circuits["parts_per_job"])
+        yield Work("prepare_prompts", 1, 4 * once, memory=memory, products=True, gpu=True)
+        for rule, whole, by, share, jobs in (
+            ("measure_components", swept, "patch_layers", swept - once, layers),
+            ("prune_nodes", pruned, "prune_halves", nodes["halves"], halves),
+            ("trace_edges", traced, "trace_parts", traced - edges["rest"], parts),
         ):
-            yield Work(rule, 1, operations, memory=memory, products=True, gpu=True)
+            rest = whole - share if jobs else whole
+            yield Work(rule, 1, rest, memory=memory, products=True, gpu=True)
+            if jobs:
+                yield Work(by, len(jobs), share, memory=memory, products=True, gpu=True)
     if tasks:
         yield Work("compare_circuits", 1, len(tasks) * heads, memory=memory, gpu=True)
         yield Work("render_circuits", 1, len(tasks) * heads)
