@@ -79,6 +79,21 @@ def test_intervals_of_many_are_those_of_each():
         assert interval(row, 0.9) == pytest.approx((low, high), nan_ok=True)
 
 
+def test_small_predictions_are_ranked_too():
+    """A head that rests on BOS is predicted to give most keys next to nothing; the strong keys still come first."""
+    rng = np.random.default_rng(3)
+    strong, weak = np.exp(rng.uniform(np.log(1e-7), 0, 500)), np.exp(rng.uniform(-23, -9, 1500))
+    scores, labels = np.concatenate([strong, weak]), np.repeat([1, 0], [500, 1500])
+    counts = [
+        np.bincount(score_bins(part.astype(np.float32)), minlength=BINS).astype(float)
+        for part in (strong, weak)
+    ]
+    assert roc_auc(*counts) == pytest.approx(roc_auc_score(labels, scores), abs=0.003)
+    assert average_precision(*counts) == pytest.approx(
+        average_precision_score(labels, scores), abs=0.01
+    )
+
+
 def test_resampled_rankings_equal_those_of_the_resampled_counts():
     rng = np.random.default_rng(8)
     positives = rng.poisson(0.1, (9, BINS)).astype(float)
