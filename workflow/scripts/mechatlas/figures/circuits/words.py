@@ -115,7 +115,7 @@ def _looks(row: pd.Series, count: int) -> str:
 
 def minimal_rows(minimality: pd.DataFrame, count: int = 8) -> Rows:
     """Return the least needed nodes of a circuit."""
-    columns = ["node", "removed alone, points", "most it adds, points", "after removal of"]
+    columns = ["node", "removed alone, points", "most it changes, points", "after removal of"]
     return columns, [
         [row.component, number(row.alone), number(row.largest), row.removed or "nothing"]
         for row in minimality.head(count).itertuples()
