@@ -21,6 +21,7 @@ from mechatlas.stats.ranking import (
     roc_auc_replicates,
     score_bins,
 )
+from mechatlas.stats.shuffles import derangement
 
 
 def test_interval_covers_a_mean_as_often_as_it_says():
@@ -92,6 +93,15 @@ def test_small_predictions_are_ranked_too():
     assert average_precision(*counts) == pytest.approx(
         average_precision_score(labels, scores), abs=0.01
     )
+
+
+def test_derangements_move_every_place_and_favour_none():
+    rng = np.random.default_rng(4)
+    drawn = np.stack([derangement(5, rng) for _ in range(3000)])
+    assert (np.sort(drawn, axis=1) == np.arange(5)).all() and (drawn != np.arange(5)).all()
+    share = np.array([(drawn[:, 0] == place).mean() for place in range(1, 5)])
+    assert share == pytest.approx(0.25, abs=0.03)
+    assert derangement(1, rng).tolist() == [0]
 
 
 def test_resampled_rankings_equal_those_of_the_resampled_counts():
