@@ -102,7 +102,12 @@ def _model(place: Path, size: Size) -> None:
         nodes = place / "tasks" / task / "nodes"
         write_json(nodes / "least_harmful.json", read_json(nodes / "circuit.json"), FACTS)
     graphs = place / SOURCE / "transcoders" / "clt" / "graphs"
-    scores = {"replacement": 0.66, "completeness": 0.89}
+    scores = {
+        "replacement_corrected": 0.66,
+        "completeness_corrected": 0.89,
+        "replacement": 0.7,
+        "completeness": 0.9,
+    }
     summary = {"prompt": HOSTILE[0], "kept_nodes": 110, "kept_edges": 1281, "scores": scores}
     write_json(graphs / "ioi.summary.json", summary, FACTS)
     _features(graphs.parent, size)

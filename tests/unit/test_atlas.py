@@ -106,6 +106,13 @@ def test_core_holds_what_the_tables_say(world: Path) -> None:
             assert ("nodes" in entry["circuits"].split(", ")) == (head in heads)
 
 
+def test_graphs_have_the_scores_that_their_own_page_shows(world: Path) -> None:
+    (graph,) = data(world, "tiny/core")["graphs"]
+    (summary,) = [read_json(path) for path in world.rglob("*.summary.json")]
+    for name in ("replacement", "completeness"):
+        assert graph[name] == summary["scores"][f"{name}_corrected"]
+
+
 def test_edges_of_a_circuit_are_all_there_strongest_first(world: Path) -> None:
     edges = data(world, "tiny/task-ioi")["edges"]
     inside = read_json(world / "tiny" / "tasks" / "ioi" / "edges" / "circuit.json")["edges"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from fake_circuits import GRAPH, HEADS, LAYERS, TASKS, write_circuits
 
 from mechatlas.circuits.components import Graph
+from mechatlas.figures import html
 from mechatlas.figures.circuits import (
     attention,
     captions,
@@ -292,6 +294,27 @@ def test_matches_that_are_chance_are_left_out(found: CircuitResults) -> None:
     _, rows = words.qk_rows(table, 100)
     sure = table.query("content_p_fdr < 0.05 and query != key")
     assert len(rows) == len(sure) and {row[0] for row in rows} == set(sure["component"])
+
+
+def test_scores_of_edges_say_of_how_many_prompts_they_are(found: CircuitResults) -> None:
+    """Exact effects are measured on few prompts; the circuit was found on more."""
+    task = replace(found.tasks["numerals"])
+    effects = task.edge_effects.copy()
+    effects.loc[effects["method"] == "exact", "pairs"] = 2
+    task.__dict__["edge_effects"] = effects
+    said = "exact effects, mean over 2 discovery prompts"
+    assert said in words.edge_effect_rows(task)[0][1]
+    assert said in page.drawing_part(task).text
+    columns, rows = words.agreement_rows(task)
+    assert columns[1] == "discovery prompts" and {row[1] for row in rows} == {"2"}
+
+
+def test_no_p_value_is_zero(found: CircuitResults) -> None:
+    paths = found.tasks["numerals"].table("edges/paths").assign(p_fdr=1e-7)
+    assert {row[-1] for row in words.path_rows(paths)[1]} == {"< 0.001"}
+    assert [html.probability(p) for p in (None, float("nan"), 0.00049, 0.0005, 0.25)] == [
+        "–", "–", "< 0.001", "0.001", "0.250",
+    ]  # fmt: skip
 
 
 def test_captions_leave_nothing_open() -> None:

@@ -172,12 +172,13 @@ def test_figures_show_the_tables(world):
 
 def test_graphs_are_linked_from_where_the_page_lies(tmp_path):
     scores = dict.fromkeys(transcoder_page.SCORES, 0.5)
-    summary = {"prompt": "<b>", "kept_nodes": 3, "traced_features": 9, "scores": scores}
+    summary = {"prompt": "<b>", "kept_nodes": 3, "nodes": 9, "scores": scores}
     path = tmp_path / "results/m/s/transcoders/t/graphs/g.summary.json"
     path.parent.mkdir(parents=True)
     write_json(path, summary | {"largest_gap": 1e-6}, {})
     page = tmp_path / "results/report/m/s/transcoders/t.html"
-    _, ((link, prompt, *_),) = transcoder_page.graph_rows([str(path)], str(page))
+    _, ((link, prompt, nodes, *_),) = transcoder_page.graph_rows([str(path)], str(page))
+    assert nodes == "3 of 9"
     assert "href='../../../../m/s/transcoders/t/graphs/g.html'" in link.text and prompt == "<b>"
 
 

@@ -102,6 +102,12 @@ def test_shuffling_only_moves_rows_between_windows():
     np.testing.assert_allclose(np.sort(shuffled, axis=0), np.sort(patterns, axis=0))
 
 
+def test_shuffling_leaves_no_row_where_it_was():
+    patterns = np.broadcast_to(np.arange(5.0)[:, None, None, None], (5, 2, 40, 40))
+    for seed in range(3):
+        assert (shuffle_rows(patterns, np.random.default_rng(seed)) != patterns).all()
+
+
 def test_gradients_equal_autograd(monkeypatch):
     # Three blocks of queries, the last one shorter.
     monkeypatch.setattr(fit_scores, "BLOCK", 5)

@@ -136,6 +136,24 @@ def test_the_random_control_has_as_many_features_in_each_layer(world):
     assert not drawn["ablated"].any()
 
 
+def test_random_features_are_active_in_as_many_prompts_as_the_ablated():
+    table = pd.DataFrame({"layer": 0, "feature": range(40), "prompts": [12] * 10 + [1] * 30})
+    table["ablated"] = table["feature"] < 5
+    for seed in range(5):
+        assert (prompt_set._random_like(table, seed)["prompts"] == 12).all()
+    rare = table.assign(prompts=[12] * 6 + [3] * 4 + [1] * 30)
+    assert sorted(prompt_set._random_like(rare, 0)["prompts"]) == [3, 3, 3, 3, 12]
+
+
+def test_a_share_of_prompts_has_a_width_where_all_are_right():
+    right = [{"correct": 1.0, "replacement": 0.5 + row / 100} for row in range(12)]
+    table = prompt_set.score_table(right, bootstrap=200, confidence=0.95, seed=0)
+    share = table[(table["metric"] == "correct") & (table["prompt"] == -1)].iloc[0]
+    # Wilson (1927): 12 of 12 leave n / (n + z^2) as the lower end.
+    assert share["low"] == pytest.approx(12 / (12 + 1.959964**2), abs=1e-6)
+    assert share["value"] == share["high"] == 1
+
+
 def test_too_few_prompts_are_said(world):
     model, clt, path, _, _ = world
     with pytest.raises(UserError, match="4 prompts in the split held_out, but 5 are asked for"):

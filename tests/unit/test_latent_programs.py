@@ -140,6 +140,13 @@ def test_what_is_fitted_on_shuffled_activations_says_nothing(views):
     assert np.abs(found).mean() < 0.15 and max(found) < 0.35
 
 
+def test_shuffling_leaves_no_activation_where_it_was():
+    values = np.broadcast_to(np.arange(5.0)[:, None], (5, 40))
+    shuffled = shuffle_tokens(values, np.random.default_rng(0))
+    assert (shuffled != values).all()
+    assert (np.sort(shuffled, axis=0) == values).all()
+
+
 def test_a_latent_that_is_never_active_is_unexplained_with_a_reason(views):
     train, validation, _ = views
     nothing = np.zeros(train.shape, np.float32)

@@ -21,6 +21,7 @@ from mechatlas.stats.ranking import (
     roc_auc_replicates,
     score_bins,
 )
+from mechatlas.stats.shuffles import derangement
 
 
 def test_interval_covers_a_mean_as_often_as_it_says():
@@ -77,6 +78,30 @@ def test_intervals_of_many_are_those_of_each():
         expected = np.percentile(kept, [5, 95]) if len(kept) >= 90 else [np.nan, np.nan]
         np.testing.assert_allclose([low, high], expected, rtol=1e-12)
         assert interval(row, 0.9) == pytest.approx((low, high), nan_ok=True)
+
+
+def test_small_predictions_are_ranked_too():
+    """A head that rests on BOS is predicted to give most keys next to nothing; the strong keys still come first."""
+    rng = np.random.default_rng(3)
+    strong, weak = np.exp(rng.uniform(np.log(1e-7), 0, 500)), np.exp(rng.uniform(-23, -9, 1500))
+    scores, labels = np.concatenate([strong, weak]), np.repeat([1, 0], [500, 1500])
+    counts = [
+        np.bincount(score_bins(part.astype(np.float32)), minlength=BINS).astype(float)
+        for part in (strong, weak)
+    ]
+    assert roc_auc(*counts) == pytest.approx(roc_auc_score(labels, scores), abs=0.003)
+    assert average_precision(*counts) == pytest.approx(
+        average_precision_score(labels, scores), abs=0.01
+    )
+
+
+def test_derangements_move_every_place_and_favour_none():
+    rng = np.random.default_rng(4)
+    drawn = np.stack([derangement(5, rng) for _ in range(3000)])
+    assert (np.sort(drawn, axis=1) == np.arange(5)).all() and (drawn != np.arange(5)).all()
+    share = np.array([(drawn[:, 0] == place).mean() for place in range(1, 5)])
+    assert share == pytest.approx(0.25, abs=0.03)
+    assert derangement(1, rng).tolist() == [0]
 
 
 def test_resampled_rankings_equal_those_of_the_resampled_counts():

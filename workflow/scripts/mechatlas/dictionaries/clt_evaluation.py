@@ -27,6 +27,7 @@ from mechatlas.dictionaries.evaluate import (
     compare_runs,
     dead_share,
     evaluation_table,
+    mean_activation,
 )
 from mechatlas.io import UserError, progress, provenance, read_provenance, write_table
 from mechatlas.models.transformer import Transformer
@@ -49,7 +50,7 @@ class LayerSums:
     examples : DataFrame
         The strongest activations: ``layer``, ``feature``, ``rank``, ``window``, ``position``, ``activation``.
     means : list of Tensor [d]
-        Mean MLP output of each layer.
+        Mean MLP output of each layer on these windows, for the variance.
     """
 
     def __init__(
@@ -170,7 +171,7 @@ def replacement_sums(
     means: Sequence[Tensor],
     batch_windows: int,
 ) -> tuple[pd.DataFrame, float]:
-    """Run the model on the transcoder in place of all MLPs, and on zeros and mean outputs in their place.
+    """Run the model on the transcoder in place of all MLPs, and on zeros and mean train outputs in their place.
 
     Returns
     -------
@@ -190,7 +191,7 @@ def replacement_sums(
 
         return {"mlp_out": write}
 
-    means = [mean.to(model.dtype) for mean in means]
+    means = [mean.to(model.device, model.dtype) for mean in means]
     hooks = {"zero": constant([torch.zeros_like(m) for m in means]), "mean": constant(means)}
     rows, gap = [], 0.0
     for first in range(0, len(tokens), batch_windows):
@@ -238,17 +239,20 @@ def measure_clt(
     Raises
     ------
     UserError
-        If files are missing or damaged, the transcoder is of another model, or there is no test window.
+        If files are missing or damaged, the transcoder is of another model, or there is no train or test window.
     """
     check_model(clt, model.config.n_layers, model.config.d_model, model.hash)
     table = read_windows(windows)
-    test = np.flatnonzero(table.splits == SPLITS.index("test"))
-    if not len(test):
-        raise UserError(f"{windows} has no window of a test document; change sampling.split")
+    train, test = (np.flatnonzero(table.splits == SPLITS.index(name)) for name in ("train", "test"))
+    for name, found in (("train", train), ("test", test)):
+        if not len(found):
+            raise UserError(f"{windows} has no window of a {name} document; change sampling.split")
     sums = LayerSums(clt, chunks, test, np.asarray(table.docs[test]))
     causal = test[:causal_windows]
+    # The reference is a mean that knows no test document, as for dictionaries.
+    means = [mean_activation(chunks, "mlp_out", i, train) for i in range(clt.n_layers)]
     runs, gap = replacement_sums(
-        clt, model, table.tokens[causal], table.docs[causal], sums.means, batch_windows
+        clt, model, table.tokens[causal], table.docs[causal], means, batch_windows
     )
     options: dict[str, Any] = {"bootstrap": bootstrap, "confidence": confidence, "seed": seed}
     parts = []

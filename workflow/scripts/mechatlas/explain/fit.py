@@ -20,6 +20,7 @@ from mechatlas.explain.render import render
 from mechatlas.explain.scores_form import Scores, softmax
 from mechatlas.explain.vocabulary import TokenView
 from mechatlas.io import rng_for, seed_for
+from mechatlas.stats.shuffles import derangement
 
 GAINS = (1.0, 1.25, 1.5)
 
@@ -72,8 +73,7 @@ def shuffle_rows(patterns: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     windows, _, length, _ = patterns.shape
     shuffled = np.empty_like(patterns)
     for query in range(length):
-        shift = rng.permutation(windows)
-        shuffled[:, :, query] = patterns[shift, :, query]
+        shuffled[:, :, query] = patterns[derangement(windows, rng), :, query]
     return shuffled
 
 

@@ -72,6 +72,11 @@ def number(value: Any, digits: int = 2) -> str:
     return text.replace("-", "−") if float(text) else text.replace("-", "")
 
 
+def probability(value: Any) -> str:
+    """Format a p-value or one that was adjusted; no measured one is 0."""
+    return "< 0.001" if value is not None and value < 0.0005 else number(value, 3)
+
+
 def with_interval(value: Any, low: Any, high: Any, digits: int = 2) -> str:
     """Format a number with its interval: ``0.81 [0.78, 0.84]``."""
     text = number(value, digits)

@@ -129,7 +129,7 @@ def graph_rows(summaries: Sequence[str], page: str) -> tuple[list[str], list[lis
             [
                 Html(f"<a href='{link}'>{escape(name)}</a>"),
                 summary["prompt"],
-                f"{summary['kept_nodes']} of {summary['traced_features']} features and constants",
+                f"{summary['kept_nodes']} of {summary['nodes']}",
                 *(number(summary["scores"][key]) for key in SCORES),
                 f"{summary['largest_gap']:.1g}",
             ]

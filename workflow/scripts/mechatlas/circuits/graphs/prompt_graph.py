@@ -58,6 +58,7 @@ class PromptGraph:
             "tokens": len(self.texts),
             "active_features": int(graph.facts["active_features"]),
             "traced_features": int((graph.kind == FEATURE).sum()),
+            "nodes": len(graph),
             "edges": int(graph.edges.nnz),
             "kept_nodes": int(self.pruned.nodes.sum()),
             "kept_edges": int(self.pruned.edges.nnz),

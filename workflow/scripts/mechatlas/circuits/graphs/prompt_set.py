@@ -29,12 +29,15 @@ from mechatlas.models.sampling import sample
 from mechatlas.models.tokenizer import Tokenizer
 from mechatlas.models.transformer import Transformer
 from mechatlas.stats.bootstrap import document_weights, interval
+from mechatlas.stats.shares import share_interval
 from mechatlas.tasks.pairs import PairBatch
 from mechatlas.tasks.prompt_files import read_prompts
 
 #: Columns of the table of scores; the measures are those of a prompt, or their mean where ``prompt`` is -1.
 SCORE_COLUMNS = ("prompt", "metric", "value", "low", "high", "prompts")
 VARIANTS = ("model", "replacement", "ablated", "random ablated")
+#: Measures that are 0 or 1, whose means are shares of prompts.
+SHARES = ("correct", "correct_replacement")
 
 
 @dataclass(frozen=True)
@@ -156,13 +159,21 @@ def _measures(
 def score_table(
     measures: Sequence[Mapping[str, float]], *, bootstrap: int, confidence: float, seed: int
 ) -> pd.DataFrame:
-    """Return the measures of all prompts and their means with intervals over prompts (see `SCORE_COLUMNS`)."""
+    """Return the measures of all prompts and their means with intervals over prompts (see `SCORE_COLUMNS`).
+
+    Intervals of shares are Wilson's: a bootstrap of 12 prompts that are all right would have no width.
+    """
     count = len(measures)
     weights = document_weights(count, bootstrap, rng_for(seed, "prompt scores")) / count
     rows: list[tuple[Any, ...]] = []
     for name in measures[0]:
         values = np.array([one[name] for one in measures])
-        low, high = interval(weights @ values, confidence) if count > 1 else (np.nan, np.nan)
+        if count < 2:
+            low, high = np.nan, np.nan
+        elif name in SHARES:
+            low, high = (float(end) for end in share_interval(values.sum(), count, confidence))
+        else:
+            low, high = interval(weights @ values, confidence)
         rows.append((-1, name, values.mean(), low, high, count))
         rows += [(i, name, value, np.nan, np.nan, 1) for i, value in enumerate(values.tolist())]
     return pd.DataFrame(rows, columns=list(SCORE_COLUMNS))
@@ -258,11 +269,17 @@ def _without(features: pd.DataFrame, bos: int) -> list[Intervention]:
 
 
 def _random_like(features: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Draw from the other active features as many of each layer as are ablated."""
+    """Draw as many features of each layer as are ablated, from the others that are active in as many prompts.
+
+    A feature that is active in one prompt of many could do nothing to the others. Where too few are active in as many
+    prompts as the least common ablated one of the layer, the most common others have to do.
+    """
     rng, parts = rng_for(seed, "random features"), [features.head(0)]
     others = features[~features["ablated"]]
     for layer, chosen in features[features["ablated"]].groupby("layer"):
         pool = others[others["layer"] == layer]
+        enough = pool["prompts"].nlargest(len(chosen)).min()
+        pool = pool[pool["prompts"] >= min(chosen["prompts"].min(), enough)]
         picked = rng.permutation(len(pool))[: len(chosen)]
         parts.append(pool.iloc[np.sort(picked)])
     return pd.concat(parts)

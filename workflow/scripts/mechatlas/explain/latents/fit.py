@@ -20,6 +20,7 @@ from mechatlas.explain.latents.fit_rules import Bank, correlation, fit_rules
 from mechatlas.explain.latents.programs import LatentForm, LatentProgram, Lookup, NGrams, Rule
 from mechatlas.explain.vocabulary import TokenView
 from mechatlas.io import progress, rng_for
+from mechatlas.stats.shuffles import derangement
 
 EXPLAINER = "programs"
 
@@ -165,7 +166,7 @@ def shuffle_tokens(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     values : float [W, T]
     rng : numpy.random.Generator
     """
-    order = np.stack([rng.permutation(len(values)) for _ in range(values.shape[1])], axis=1)
+    order = np.stack([derangement(len(values), rng) for _ in range(values.shape[1])], axis=1)
     return np.take_along_axis(values, order, axis=0)
 
 

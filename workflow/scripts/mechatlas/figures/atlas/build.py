@@ -217,6 +217,6 @@ def _graph(
         "prompt": visible_characters(said["prompt"]),
         "nodes": said["kept_nodes"],
         "edges": said["kept_edges"],
-        "replacement": number(said["scores"]["replacement"]),
-        "completeness": number(said["scores"]["completeness"]),
+        "replacement": number(said["scores"]["replacement_corrected"]),
+        "completeness": number(said["scores"]["completeness_corrected"]),
     }

@@ -38,7 +38,7 @@ _TEXTS = {
         """,
     "graph_inputs": """
         The edge circuit, {which} ({found}); q, k, v: what a head reads. Lines are as wide as the metric changes when
-        the edge carries its corrupted activation; dashed: the metric gets better then.""",
+        the edge carries its corrupted activation ({scored}); dashed: the metric gets better then.""",
     "graph_heads": """
         The same with the inputs of each head taken together and their scores added up.""",
     "overlay": """

@@ -144,7 +144,7 @@ def edges_part(task: TaskResults) -> Html:
         ),
         html.table(*words.area_rows(task.edge_circuit)),
         heading("Do estimates agree with exact effects?"),
-        html.table(*words.agreement_rows(task.table("edges/agreement"))),
+        html.table(*words.agreement_rows(task)),
         heading("Strongest edges of the circuit"),
         html.table(*words.edge_effect_rows(task)),
         heading("Paths, patched exactly"),
@@ -161,7 +161,7 @@ def drawing_part(task: TaskResults) -> Html:
     return row(
         html.figure(
             drawing.circuit_graph(table, inputs=True),
-            caption("graph_inputs", which=which, **prompts(task)),
+            caption("graph_inputs", which=which, scored=words.scored_by(task), **prompts(task)),
         ),
         html.figure(drawing.circuit_graph(table, inputs=False), caption("graph_heads")),
     )

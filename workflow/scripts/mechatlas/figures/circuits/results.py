@@ -76,12 +76,16 @@ class TaskResults:
         """Return the number of prompts of a split."""
         return sum(record["split"] == split for record in self.prompts)
 
-    def edge_table(self) -> pd.DataFrame:
-        """Return the edges of the edge circuit with their exact scores, else with those of the best estimate."""
+    @property
+    def drawn_effects(self) -> pd.DataFrame:
+        """The rows of `edge_effects` whose scores tables and drawings show: exact ones, else the best estimate."""
         known = set(self.edge_effects["method"])
         method = next((m for m in DRAWN_BY if m in known), None)
-        scores = self.edge_effects[self.edge_effects["method"] == method]
-        return edge_rows(self.edge_circuit["edges"], scores)
+        return self.edge_effects[self.edge_effects["method"] == method]
+
+    def edge_table(self) -> pd.DataFrame:
+        """Return the edges of the edge circuit with the scores of `drawn_effects`."""
+        return edge_rows(self.edge_circuit["edges"], self.drawn_effects)
 
 
 #: The methods whose scores drawings use, the first one that there is.

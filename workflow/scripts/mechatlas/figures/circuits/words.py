@@ -10,7 +10,7 @@ import pandas as pd
 from mechatlas.figures.circuits.edges import method_style
 from mechatlas.figures.circuits.nodes import PROFILES
 from mechatlas.figures.circuits.results import CircuitResults, TaskResults
-from mechatlas.figures.html import number, with_interval
+from mechatlas.figures.html import number, probability, with_interval
 
 Rows = tuple[list[str], list[list[str]]]
 
@@ -115,7 +115,7 @@ def _looks(row: pd.Series, count: int) -> str:
 
 def minimal_rows(minimality: pd.DataFrame, count: int = 8) -> Rows:
     """Return the least needed nodes of a circuit."""
-    columns = ["node", "removed alone, points", "most it adds, points", "after removal of"]
+    columns = ["node", "removed alone, points", "most it changes, points", "after removal of"]
     return columns, [
         [row.component, number(row.alone), number(row.largest), row.removed or "nothing"]
         for row in minimality.head(count).itertuples()
@@ -131,15 +131,18 @@ def area_rows(edge_circuit: Mapping[str, Any]) -> Rows:
     ]
 
 
-def agreement_rows(agreement: pd.DataFrame) -> Rows:
-    """Return how well each estimate agrees with exact effects, over all edges."""
+def agreement_rows(task: TaskResults) -> Rows:
+    """Return how well each estimate agrees with exact effects on the prompts of these, over all edges."""
+    agreement, effects = task.table("edges/agreement"), task.edge_effects
+    pairs = effects.loc[effects["method"] == "exact", "pairs"].max()
     tops = [name for name in ("top_10", "top_100", "top_1000") if name in agreement]
-    columns = ["estimate", "edges", "Pearson", "rank correlation",
+    columns = ["estimate", "discovery prompts", "edges", "Pearson", "rank correlation",
                *(f"same among the strongest {t[4:]}" for t in tops)]  # fmt: skip
     rows = agreement[agreement["kind"] == "all"]
     return columns, [
         [
             method_style(row["method"])[2],
+            str(pairs),
             str(int(row["edges"])),
             *(number(row[name], 3) for name in ("pearson", "spearman", *tops)),
         ]
@@ -147,9 +150,18 @@ def agreement_rows(agreement: pd.DataFrame) -> Rows:
     ]
 
 
+def scored_by(task: TaskResults) -> str:
+    """Say whose scores of edges are shown, and over how many prompts they are means."""
+    effects = task.drawn_effects
+    if not len(effects):
+        return "no scores"
+    method, pairs = effects.iloc[0][["method", "pairs"]]
+    return f"{method_style(method)[2]}, mean over {pairs} discovery prompts"
+
+
 def edge_effect_rows(task: TaskResults, count: int = 12) -> Rows:
     """Return the strongest edges of the edge circuit."""
-    columns = ["edge", "change of the metric when it is corrupted"]
+    columns = ["edge", f"change of the metric when it is corrupted ({scored_by(task)})"]
     edges = task.edge_table()
     edges = edges.reindex(edges["score"].abs().sort_values(ascending=False, kind="stable").index)
     return columns, [
@@ -168,7 +180,7 @@ def path_rows(paths: pd.DataFrame, count: int = 15) -> Rows:
             row["receiver"],
             "yes" if row["through_mlps"] else "no",
             with_interval(row["drop"], row["low"], row["high"], 1),
-            number(row["p_fdr"], 3),
+            probability(row["p_fdr"]),
         ]
         for _, row in paths.loc[order].iterrows()
     ]
@@ -242,7 +254,7 @@ def qk_rows(matches: pd.DataFrame, count: int = 15) -> Rows:
             row.key,
             with_interval(row.score, row.score_low, row.score_high),
             with_interval(row.content, row.content_low, row.content_high),
-            number(row.content_p_fdr, 3),
+            probability(row.content_p_fdr),
         ]
         for row in rows.itertuples()
     ]

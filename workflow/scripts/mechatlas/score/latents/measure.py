@@ -30,11 +30,12 @@ from mechatlas.score.latents.causal import (
 )
 from mechatlas.score.latents.names import ABLATED, MODEL, RANDOM_DIRECTION, TRUE_ACTIVITY
 from mechatlas.score.latents.tokens import calibrate
-from mechatlas.stats.ranking import BINS
 
 Variant = tuple[str, str]
 #: Tokens of each sign that are listed.
 LISTED = 10
+#: Groups of the vocabulary, equally many tokens each, by how much steering promotes them.
+BINS = 256
 
 
 @dataclass(frozen=True)
