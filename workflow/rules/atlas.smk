@@ -39,7 +39,7 @@ rule tabulate_heads:
     params:
         model=model_folder,
         name=lambda wildcards: wildcards.model,
-        sources=SOURCES,
+        sources=lambda wildcards: sources_of(config, wildcards.model),
         tasks=task_kinds,
         dictionaries=lambda wildcards: places_of(wildcards.model),
         thresholds=config["circuits"]["roles"],
@@ -61,9 +61,7 @@ rule render_atlas:
             "results/{model}/{source}/heads/explanations.jsonl",
             "results/{model}/{source}/heads/clusters.json",
         ),
-        captured_files=expand(
-            "results/{model}/{source}/capture/{chunk}", model=MODELS, source=SOURCES, chunk=CHUNKS
-        ),
+        captured_files=for_each("results/{model}/{source}/capture/{chunk}", chunk=CHUNKS),
         task_files=for_tasks(*ATLAS_OF_TASKS),
         latents_files=for_each_dictionary(*(f"{LATENTS}/{file}" for file in ATLAS_OF_LATENTS)),
         transcoders_files=atlas_of_transcoders(),

@@ -14,7 +14,7 @@ REPOSITORY = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).re
 sys.path.insert(0, str(REPOSITORY / "workflow" / "scripts"))
 
 from mechatlas.cluster import missing_profile, reasons
-from mechatlas.config import RANDOM_SUFFIX, ConfigError, complete_config
+from mechatlas.config import RANDOM_SUFFIX, ConfigError, complete_config, sources_of
 from mechatlas.config_files import dictionary_paths, find_path, model_files, source_files
 from mechatlas.config_spread import (
     DOWNLOADS,
@@ -48,6 +48,8 @@ config.update(complete)
 
 MODELS = list(config["models"])
 SOURCES = list(config["sources"])
+# Every model with every source that it is analysed on.
+PLACES = [(model, source) for model in MODELS for source in sources_of(config, model)]
 EXPLAINERS = config["explain"]["explainers"]
 # A language model is never paid for explaining random weights or shuffled rows.
 RANDOM_CONTROL = "random_weights" in config["score"]["controls"] and "programs" in EXPLAINERS
@@ -211,14 +213,18 @@ def source_settings(wildcards):
     return {key: value for key, value in source.items() if key not in ("files", "folder")}
 
 
-def for_each(*patterns):
-    """Expand file patterns over every model and source."""
-    return expand(list(patterns), model=MODELS, source=SOURCES)
+def for_each(*patterns, places=PLACES, **wildcards):
+    """Expand file patterns over every model and source, and over further wildcards."""
+    return [
+        path
+        for model, source in places
+        for path in expand(list(patterns), model=model, source=source, **wildcards)
+    ]
 
 
 def every_result():
     """Every result file and folder, for all models, their random-weight controls and all sources."""
-    controls = [name + RANDOM_SUFFIX for name in MODELS] if RANDOM_CONTROL else []
+    controls = [(m + RANDOM_SUFFIX, s) for m, s in PLACES] if RANDOM_CONTROL else []
     captured = (
         "raw_events.parquet",
         "head_stats.parquet",
@@ -235,16 +241,14 @@ def every_result():
         judged += ("judge_scores.parquet",)
         judged += tuple(f"judge/{name}.parquet" for name in ("items", "judgements", "judge_usage"))
     heads = "results/{model}/{source}/heads/{file}"
-    both = MODELS + controls
+    both = PLACES + controls
     return [
-        *expand("results/sources/{source}/documents.parquet", source=SOURCES),
+        *(f"results/sources/{source}/documents.parquet" for source in {s: m for m, s in PLACES}),
         *for_each("results/{model}/{source}/windows.parquet"),
-        *expand(
-            "results/{model}/{source}/capture/{chunk}", model=both, source=SOURCES, chunk=CHUNKS
-        ),
-        *expand(heads, model=both, source=SOURCES, file=captured),
-        *expand(heads, model=controls, source=SOURCES, file="explanations/programs.jsonl"),
-        *expand(heads, model=MODELS, source=SOURCES, file=judged),
+        *for_each("results/{model}/{source}/capture/{chunk}", places=both, chunk=CHUNKS),
+        *for_each(heads, places=both, file=captured),
+        *for_each(heads, places=controls, file="explanations/programs.jsonl"),
+        *for_each(heads, file=judged),
         *for_each("results/report/{model}/{source}/heads.html"),
         *for_each("results/report/{model}/{source}/heads.ipynb"),
         *prompt_files(),

@@ -123,7 +123,7 @@ rule render_index:
         runtime=minutes(10),
         gpu=0,
     params:
-        names=[[model, source] for model in MODELS for source in SOURCES],
+        names=[list(place) for place in PLACES],
         circuit_names=[[model, task] for model in MODELS for task in tasks_of(model)],
         latent_names=[list(place) for place in latent_places()],
         transcoder_names=[list(place) for place in transcoder_places()],

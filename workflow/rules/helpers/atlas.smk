@@ -3,7 +3,8 @@ def of_sources(file):
     """Input function: a file of each source of a model."""
 
     def files(wildcards):
-        return [f"results/{wildcards.model}/{source}/{file}" for source in SOURCES]
+        sources = sources_of(config, wildcards.model)
+        return [f"results/{wildcards.model}/{source}/{file}" for source in sources]
 
     return files
 
@@ -64,8 +65,7 @@ def graph_names():
     """Every (model, source, transcoder, graph)."""
     return [
         (model, source, transcoder, graph)
-        for model in MODELS
-        for source in SOURCES
+        for model, source in PLACES
         for transcoder in transcoders_of(model, source)
         for graph in traced("graphs", model, transcoder)
     ]
@@ -76,8 +76,7 @@ def atlas_of_transcoders():
     folder = "results/{}/{}/transcoders/{}"
     features = [
         f"{folder.format(model, source, name)}/{file}.parquet"
-        for model in MODELS
-        for source in SOURCES
+        for model, source in PLACES
         for name in transcoders_of(model, source)
         for file in ("features", "examples")
     ]
@@ -111,10 +110,10 @@ def atlas_models():
         model: {
             "path": model_folder(Names(model=model)),
             "bos": config["models"][model]["bos"],
-            "sources": SOURCES,
+            "sources": sources_of(config, model),
             "tasks": task_kinds(Names(model=model)),
             "dictionaries": places_of(model),
-            "transcoders": [[s, name] for s in SOURCES for name in transcoders_of(model, s)],
+            "transcoders": [[s, name] for m, s, name in transcoder_places() if m == model],
             "graphs": [list(place[1:]) for place in graph_names() if place[0] == model],
             "judged": bool(config["judge"]["scorers"]),
         }

@@ -34,8 +34,7 @@ def dictionary_places():
     """Every (model, source, dictionary)."""
     return [
         (model, source, dictionary)
-        for model in MODELS
-        for source in SOURCES
+        for model, source in PLACES
         for dictionary in dictionaries_of(model, source)
     ]
 

@@ -2,12 +2,11 @@
 def figure_folders():
     """The folders of figures of every analysis that there is."""
     folders = [f"results/figures/{model}/circuits" for model in with_tasks()]
-    for model in MODELS:
-        for source in SOURCES:
-            place = f"results/figures/{model}/{source}"
-            folders.append(f"{place}/heads")
-            folders += [f"{place}/dictionaries"] if dictionaries_of(model, source) else []
-            folders += [f"{place}/transcoders"] if transcoders_of(model, source) else []
+    for model, source in PLACES:
+        place = f"results/figures/{model}/{source}"
+        folders.append(f"{place}/heads")
+        folders += [f"{place}/dictionaries"] if dictionaries_of(model, source) else []
+        folders += [f"{place}/transcoders"] if transcoders_of(model, source) else []
     return folders
 
 

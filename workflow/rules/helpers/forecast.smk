@@ -16,8 +16,7 @@ def forecast_places():
             "bos": config["models"][model]["bos"],
             "explanations": judged_explanations(Names(model=model, source=source)),
         }
-        for model in MODELS
-        for source in SOURCES
+        for model, source in PLACES
     ]
 
 

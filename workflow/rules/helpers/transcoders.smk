@@ -18,8 +18,7 @@ def transcoder_places():
     """Every (model, source, transcoder)."""
     return [
         (model, source, transcoder)
-        for model in MODELS
-        for source in SOURCES
+        for model, source in PLACES
         for transcoder in transcoders_of(model, source)
     ]
 
@@ -169,8 +168,7 @@ def sweep_places():
     """Every (model, source, sweep) whose transcoder is in the configuration."""
     return [
         (model, source, sweep)
-        for model in MODELS
-        for source in SOURCES
+        for model, source in PLACES
         for sweep in SWEEPS
         if config["sweeps"][sweep]["transcoder"] in transcoders_of(model, source)
     ]

@@ -98,6 +98,7 @@ def complete_config(config: Mapping[str, Any], workdir: Path, repository: Path) 
     complete = _walk(_without_nulls(config), load_schema(), "", errors)
     if not errors:
         errors.extend(cross_check(complete, workdir, repository))
+        errors.extend(_check_places(complete, config, "models", ("sources",)))
         errors.extend(_check_places(complete, config, "dictionaries", ("models", "sources")))
         errors.extend(_check_places(complete, config, "transcoders", ("models", "sources")))
         errors.extend(_check_places(complete, config, "graphs", ("models", "transcoders")))
@@ -111,6 +112,12 @@ def complete_config(config: Mapping[str, Any], workdir: Path, repository: Path) 
     if errors:
         raise ConfigError(errors)
     return complete
+
+
+def sources_of(config: Mapping[str, Any], model: str) -> list[str]:
+    """Return the sources that a model is analysed on: those that it names, or all if it names none that is there."""
+    named = config["models"][model].get("sources") or ()
+    return [source for source in config["sources"] if source in named] or list(config["sources"])
 
 
 def cross_check(config: Mapping[str, Any], workdir: Path, repository: Path) -> Iterator[str]:

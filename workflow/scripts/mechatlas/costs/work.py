@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mechatlas.config import sources_of
 from mechatlas.config_spread import edge_batches, half_batches, head_batches, latent_batches
 from mechatlas.costs.circuit_passes import edge_passes, node_passes
 from mechatlas.costs.shapes import Shape
@@ -83,7 +84,7 @@ def _parts(config: Config, shapes: Mapping[str, Shape]) -> Iterator[Work]:
     for _ in config["sources"]:
         yield Work("prepare_documents", 1, tokens)
     for model, shape in shapes.items():
-        for source in config["sources"]:
+        for source in sources_of(config, model):
             yield from _heads(config, shape, model, source, tokens)
             for entry in _entries(config, "dictionaries", model, source):
                 yield from _dictionary(config, shape, entry, tokens)
@@ -228,7 +229,7 @@ def _graphs(config: Config, shape: Shape, model: str) -> Iterator[Work]:
             continue
         names = entry["transcoders"] or config["transcoders"]
         for name in (n for n in names if n in config["transcoders"]):
-            for source in config["sources"]:
+            for source in sources_of(config, model):
                 if config["transcoders"][name] in _entries(config, "transcoders", model, source):
                     rows = config["transcoders"][name]["k"] * shape.layers * TASK_TOKENS
                     each = 4 * shape.d * shape.heads * shape.d_head * shape.layers * TASK_TOKENS / 4
