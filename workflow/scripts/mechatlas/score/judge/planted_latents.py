@@ -16,9 +16,9 @@ from mechatlas.explain.latents.data import LatentData
 from mechatlas.explain.latents.programs import LatentProgram, Rule
 from mechatlas.explain.vocabulary import Vocabulary
 from mechatlas.score.judge.baselines import LatentProgramBaseline, TokenLookup
+from mechatlas.score.judge.columns import PLANTED
 from mechatlas.score.judge.items import UnitName
 from mechatlas.score.judge.latents import LatentActivity
-from mechatlas.score.judge.columns import PLANTED
 
 #: In the order in which they are used; rules whose English leaves nothing open in any text.
 RULES: tuple[tuple[Condition, ...], ...] = (
