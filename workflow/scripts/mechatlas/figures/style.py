@@ -39,6 +39,7 @@ SETTINGS = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so widths are the same everywhere
     "font.size": 9,
     "axes.titlesize": 10,
+    "axes.titley": 1.0,  # no tick labels are above
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
