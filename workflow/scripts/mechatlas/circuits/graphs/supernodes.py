@@ -23,7 +23,7 @@ def cluster_features(
     ----------
     graph, pruned
     distance : float
-        Features are joined (average linkage) up to this cosine distance of their profiles: their incoming and
+        Features are joined (average linkage) below this cosine distance of their profiles: their incoming and
         outgoing kept edges, each side at length 1.
     layer_span : int
         Features further apart than so many layers are never joined.
@@ -57,7 +57,7 @@ def cluster_features(
         apart = np.abs(np.subtract.outer(graph.layer[here], graph.layer[here])) > layer_span
         far[apart] = 1e6
         pairs = far[np.triu_indices(len(here), 1)]
-        labels = fcluster(linkage(pairs, "average"), distance, "distance")
+        labels = fcluster(linkage(pairs, "average"), np.nextafter(distance, 0), "distance")
         for label in np.unique(labels):
             members = here[labels == label]
             if len(members) > 1:
