@@ -8,6 +8,7 @@ leaves of them, the next one removes.
 from __future__ import annotations
 
 import contextlib
+import copy
 import fcntl
 import json
 import os
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mechatlas.figures.html import escape, page
+from mechatlas.figures.html import page
 from mechatlas.io import UserError, write_text
 
 KERNEL = "mechatlas"
@@ -34,11 +35,9 @@ _RUN_METADATA = ("papermill", "execution")
 _TOGGLE = "<label class='mx-toggle'><input type='checkbox' id='mx-code'> Show code</label>"
 _STYLE = """
 .mx-toggle { position: absolute; right: 1.2rem; top: .6rem; font-size: .85rem; color: var(--soft); }
-.code > .input { display: none; }
-body:has(#mx-code:checked) .code > .input { display: block; }
+.code_cell > .input { display: none; }
+body:has(#mx-code:checked) .code_cell > .input { display: block; }
 """
-# Tags of cells that only hold parameters.
-_UNSHOWN = {"parameters", "injected-parameters"}
 
 
 @contextmanager
@@ -110,7 +109,6 @@ def execute_notebook(source: str | Path, log: str | Path, parameters: Mapping[st
     from traitlets.config import Config
 
     Path(log).parent.mkdir(parents=True, exist_ok=True)
-    _write_parameters_plainly()
     try:
         with jupyter_folders() as folder:
             # Named here: by default two kernels that start at once in one working directory share their sockets.
@@ -143,16 +141,6 @@ def execute_notebook(source: str | Path, log: str | Path, parameters: Mapping[st
     return clean_notebook(notebook)
 
 
-def _write_parameters_plainly() -> None:
-    """Let the cell of parameters be the same whether Black is installed, which costs more than it, or not."""
-    from papermill.translators import PythonTranslator, Translator, papermill_translators
-
-    class Plain(PythonTranslator):
-        codify = Translator.__dict__["codify"]
-
-    papermill_translators.register(KERNEL, Plain)
-
-
 def clean_notebook(notebook: Any) -> Any:
     """Remove from an executed notebook what differs from run to run, in place; return it."""
     metadata = notebook.metadata
@@ -174,6 +162,20 @@ def write_notebook(path: str | Path, notebook: Any, facts: Mapping[str, Any]) ->
     write_text(path, nbformat.writes(notebook) + "\n")
 
 
+def _without_html(notebook: Any) -> tuple[Any, dict[str, str]]:
+    """Return a copy of a notebook with marks instead of what its cells show as HTML, and what the marks stand for.
+
+    nbconvert parses all that it writes once more, which takes seconds with megabytes of figures.
+    """
+    cells, shown = copy.deepcopy(notebook), {}
+    for cell in cells.cells:
+        for output in cell.get("outputs", []):
+            if "text/html" in output.get("data", {}):
+                mark = f"<!--mx-{len(shown)}-->"
+                shown[mark], output.data["text/html"] = output.data["text/html"], mark
+    return cells, shown
+
+
 def notebook_page(notebook: Any, title: str, facts: Mapping[str, Any]) -> str:
     """Render an executed notebook as one page with hidden code and nothing that loads from elsewhere.
 
@@ -184,32 +186,30 @@ def notebook_page(notebook: Any, title: str, facts: Mapping[str, Any]) -> str:
     facts : mapping
         Provenance, kept in the page.
     """
-    from mistune import html as from_markdown
-    from pygments import highlight
-    from pygments.formatters.html import HtmlFormatter
-    from pygments.lexers.python import PythonLexer
+    from nbconvert import HTMLExporter
+    from nbconvert.preprocessors import TagRemovePreprocessor
+    from pygments.formatters import HtmlFormatter
 
-    formatter = HtmlFormatter(nobackground=True)
-    parts = []
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            parts.append(from_markdown(cell.source))
-        elif cell.cell_type == "code" and not _UNSHOWN & set(cell.metadata.get("tags", [])):
-            code = highlight(cell.source, PythonLexer(), formatter)
-            outputs = "\n".join(map(_shown, cell.outputs))
-            parts.append(f"<div class='code'><div class='input'>{code}</div>\n{outputs}</div>\n")
-    style = formatter.get_style_defs(".highlight")
-    style = f"@media (prefers-color-scheme: light) {{\n{style}\n}}\n{_STYLE}"
-    return page(title, f"{_TOGGLE}\n<main>\n{''.join(parts)}</main>", facts=facts, style=style)
-
-
-def _shown(output: Any) -> str:
-    """Return what a cell shows as HTML: markup as it is, all else as plain text."""
-    data = output.get("data", {})
-    if "text/html" in data:
-        return data["text/html"]
-    lines = output.get("text", data.get("text/plain", "")).splitlines()
-    return "<pre>" + "\n".join(map(escape, lines)) + "</pre>"
+    with jupyter_folders():
+        # The basic template is the cells alone: no style sheets, scripts or fonts of others.
+        exporter = HTMLExporter(
+            template_name="basic",
+            embed_images=True,
+            exclude_input_prompt=True,
+            exclude_output_prompt=True,
+            exclude_anchor_links=True,
+        )
+        remove = TagRemovePreprocessor(
+            remove_cell_tags=["parameters", "injected-parameters"], enabled=True
+        )
+        exporter.register_preprocessor(remove, enabled=True)
+        cells, shown = _without_html(notebook)
+        body, _ = exporter.from_notebook_node(cells)
+    for mark, text in shown.items():
+        body = body.replace(mark, text, 1)
+    colours = HtmlFormatter(style="default", nobackground=True).get_style_defs(".highlight")
+    style = f"@media (prefers-color-scheme: light) {{\n{colours}\n}}\n{_STYLE}"
+    return page(title, f"{_TOGGLE}\n<main>\n{body}\n</main>", facts=facts, style=style)
 
 
 def render_notebook(
