@@ -48,6 +48,7 @@ include: "workflow/rules/cluster.smk"
 onstart:
     clean_up()
     check_language_models(workflow.dag)
+    wake_for_jobs_alone()
 
 
 onsuccess:

@@ -248,6 +248,29 @@ def test_exact_match_is_that_of_token_by_token_generation(kind):
     assert whole.tolist() == [greedy(model, p, 3, keeps[1], means) for p in prompts[:2]]
 
 
+def test_layers_before_the_first_that_lacks_a_head_run_once(monkeypatch):
+    model, calls = make_model(), []
+    rng = np.random.default_rng(1)
+    prompts = rng.integers(0, 40, (4, 5)).tolist()
+    shape = model.config.n_layers, model.config.n_heads
+    keeps = torch.from_numpy(rng.random((3, *shape)) < 0.5)
+    keeps[:, 0] = True
+    answers = [greedy(model, p, 2, keeps[i % 3], None)[5:] for i, p in enumerate(prompts)]
+    wanted = [
+        [greedy(model, p, 2, k, None) == [*p, *a] for p, a in zip(prompts, answers, strict=True)]
+        for k in keeps
+    ]
+    forward = type(model).forward
+
+    def counted(self, tokens, *arguments, resume=None, **options):
+        calls.append((len(tokens), resume and resume[0]))
+        return forward(self, tokens, *arguments, resume=resume, **options)
+
+    monkeypatch.setattr(type(model), "forward", counted)
+    assert exact_match(model, prompts, answers, keeps).tolist() == wanted
+    assert calls == [(4, None), (12, 1)]
+
+
 def test_mean_outputs():
     model = make_model()
     tokens = solved_pairs(model)[0]

@@ -316,6 +316,27 @@ def test_executed_notebook_holds_what_a_notebook_should(
     assert outputs and {o.output_type for o in outputs} == {"execute_result"}
 
 
+def test_page_shows_markup_as_it_is_and_all_else_as_plain_text() -> None:
+    import nbformat
+
+    v4 = nbformat.v4
+    outputs = [
+        v4.new_output("stream", text="<b>one\ntwo"),
+        v4.new_output("execute_result", data={"text/plain": "<i>", "text/html": "<u>three</u>"}),
+        v4.new_output("execute_result", data={"text/plain": "<i>four</i>"}),
+    ]
+    cells = [
+        v4.new_markdown_cell("## Words\n\n*five* six"),
+        v4.new_code_cell("seven = '<s>'", outputs=outputs),
+        v4.new_code_cell("nothing_shown = 8", metadata={"tags": ["injected-parameters"]}),
+    ]
+    text = notebook_module.notebook_page(v4.new_notebook(cells=cells), "Page", {})
+    assert "<h2>Words</h2>" in text and "<em>five</em> six" in text
+    assert "<pre>&lt;b&gt;one\ntwo</pre>" in text and "<pre>&lt;i&gt;four&lt;/i&gt;</pre>" in text
+    assert "<u>three</u>" in text and "&lt;i&gt;</pre>" not in text
+    assert "seven" in text and "<s>" not in text and "nothing_shown" not in text
+
+
 def test_user_error_in_a_notebook_is_one_sentence(tmp_path: Path) -> None:
     import nbformat
 

@@ -128,12 +128,23 @@ def _final(
 ) -> Tensor:
     """Return the normalised final residuals of the last ``steps`` tokens, ``[V, N, steps, d]``."""
     gates = keeps.to(model.device).repeat_interleave(len(tokens), dim=0)
+    first = int(keeps.all(-1).all(0).int().cumprod(0).sum())  # the first layer that lacks a head
+    residuals: list[Tensor] = []
+    if 0 < first < model.config.n_layers:  # up to there all are the same
+
+        def keep(x: Tensor, layer: int) -> None:
+            if layer == first:
+                residuals.append(x.repeat(len(keeps), 1, 1))
+
+        model.forward(tokens, {"resid_pre": keep}, logits=False)
 
     def gate(z: Tensor, layer: int) -> Tensor:
         replaced = 0 if means is None else means[layer]
         return torch.where(gates[:, layer, None, :, None], z, replaced)
 
-    x = model.forward(tokens.repeat(len(keeps), 1), {"z": gate}, logits=False)
+    resume = (first, residuals[0]) if residuals else None
+    every = tokens.repeat(len(keeps), 1)
+    x = model.forward(every, {"z": gate}, logits=False, resume=resume)
     return x[:, -steps:].unflatten(0, (len(keeps), len(tokens)))
 
 

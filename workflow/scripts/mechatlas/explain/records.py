@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mechatlas.explain.dataset import HeadData
-from mechatlas.explain.programs import Program, parse_program
-from mechatlas.explain.vocabulary import TokenView
 from mechatlas.io import UserError, read_jsonl, read_provenance, rng_for
+
+if TYPE_CHECKING:  # most of who reads records needs neither programs nor tables
+    from mechatlas.explain.dataset import HeadData
+    from mechatlas.explain.programs import Program
+    from mechatlas.explain.vocabulary import TokenView
 
 Head = tuple[int, int]
 #: Explainer and control: what a prediction of a head comes from.
@@ -49,6 +51,8 @@ def read_explanations(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
     UserError
         If a record lacks a field, its program is not valid or it is there twice; the message names the line.
     """
+    from mechatlas.explain.programs import parse_program
+
     records: list[dict[str, Any]] = []
     seen: set[tuple[Any, ...]] = set()
     for path in paths:

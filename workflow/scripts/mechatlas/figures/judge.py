@@ -11,8 +11,8 @@ from mechatlas.figures.html import number, with_interval
 from mechatlas.figures.judge_scores import METRICS, ceiling_and_floor, of_score, shown_metrics
 from mechatlas.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, new_figure, styled
 from mechatlas.figures.words import percent
+from mechatlas.score.judge.columns import PLANTED
 from mechatlas.score.judge.metrics import CHANCE
-from mechatlas.score.judge.planted import EXPLAINER as PLANTED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

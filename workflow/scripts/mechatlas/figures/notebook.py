@@ -109,6 +109,7 @@ def execute_notebook(source: str | Path, log: str | Path, parameters: Mapping[st
     from traitlets.config import Config
 
     Path(log).parent.mkdir(parents=True, exist_ok=True)
+    _write_parameters_plainly()
     try:
         with jupyter_folders() as folder:
             # Named here: by default two kernels that start at once in one working directory share their sockets.
@@ -139,6 +140,16 @@ def execute_notebook(source: str | Path, log: str | Path, parameters: Mapping[st
             f"{source} is not a notebook that can run: {str(error).splitlines()[0]}"
         ) from error
     return clean_notebook(notebook)
+
+
+def _write_parameters_plainly() -> None:
+    """Let the cell of parameters be the same whether Black is installed, which costs more than it, or not."""
+    from papermill.translators import PythonTranslator, Translator, papermill_translators
+
+    class Plain(PythonTranslator):
+        codify = Translator.__dict__["codify"]
+
+    papermill_translators.register(KERNEL, Plain)
 
 
 def clean_notebook(notebook: Any) -> Any:

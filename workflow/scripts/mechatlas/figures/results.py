@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pandas as pd
 from mechatlas.explain.clusters import unit_names
 from mechatlas.explain.records import OWN, explainers_of
 from mechatlas.io import read_json, read_jsonl, read_table
-from mechatlas.score.overall import CONTROL_METRIC, same_model_controls
+from mechatlas.score.overall import CONTROL_METRIC, is_same_model_control
 
 #: Metrics in the order in which they are shown, with their words.
 METRICS: dict[str, str] = {
@@ -97,15 +98,11 @@ def head_table(results: HeadResults) -> pd.DataFrame:
         and ``_q_value``; ``beats_every_control``; ``cluster`` (number, missing for noise), ``cluster_label``;
         ``validation_iou``; ``unscored`` (metrics without a value, with reasons). Missing numbers are NaN.
     """
-    scores = dict(iter(results.scores.groupby(["unit", "explainer"])))
-    nothing = results.scores.head(0)
+    scores: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for score in results.scores.to_dict("records"):
+        scores.setdefault((score["unit"], score["explainer"]), []).append(score)
     rows = [
-        _row(
-            record,
-            name,
-            scores.get((record["unit"], record["explainer"]), nothing),
-            results.clusters,
-        )
+        _row(record, name, scores.get((record["unit"], record["explainer"]), []), results.clusters)
         for record, name in zip(results.explanations, unit_names(results.explanations), strict=True)
     ]
     table = pd.DataFrame(rows).sort_values(["layer", "head", "explainer"], kind="stable")
@@ -114,51 +111,54 @@ def head_table(results: HeadResults) -> pd.DataFrame:
 
 
 def _row(
-    record: Mapping[str, Any], name: str, mine: pd.DataFrame, clusters: Mapping[str, Any]
+    record: Mapping[str, Any],
+    name: str,
+    scores: Sequence[Mapping[str, Any]],
+    clusters: Mapping[str, Any],
 ) -> dict[str, Any]:
-    own = mine[mine["control"] == "none"].set_index("metric")
-    main = own.loc[MAIN_METRIC] if MAIN_METRIC in own.index else None
-    scored = main is not None and main["status"] == "scored"
-    reason = "" if scored else ("no score" if main is None else main["reason"])
+    own = {score["metric"]: score for score in scores if score["control"] == OWN}
+    main = own.get(MAIN_METRIC, {"status": UNSCORED, "reason": "no score"})
+    scored = main["status"] == "scored"
     row: dict[str, Any] = {
         **{key: record[key] for key in ("unit", "layer", "head", "explainer")},
         "kind": record.get("kind", ""),
         "text": record["text"],
         "status": "scored" if scored else UNSCORED,
-        "reason": reason,
+        "reason": "" if scored else main["reason"],
         "documents": int(main["documents"]) if scored else 0,
     }
     for metric in METRICS:
-        row[metric] = own["value"].get(metric, np.nan)
-        if metric in WITH_INTERVAL:
-            row[f"{metric}_low"] = own["low"].get(metric, np.nan)
-            row[f"{metric}_high"] = own["high"].get(metric, np.nan)
-    row |= _against_controls(same_model_controls(mine[mine["metric"] == CONTROL_METRIC]))
+        parts = ("value", "low", "high") if metric in WITH_INTERVAL else ("value",)
+        for part in parts:
+            column = metric if part == "value" else f"{metric}_{part}"
+            row[column] = own[metric][part] if metric in own else np.nan
+    row |= _against_controls([score for score in scores if score["metric"] == CONTROL_METRIC])
     row |= _cluster_of(name, clusters)
     known = record.get("validation_iou")
     row["validation_iou"] = np.nan if known is None else known
-    missing = own[own["status"] == UNSCORED]
     row["unscored"] = "; ".join(
-        f"{metric}: {reason}" for metric, reason in missing["reason"].items()
+        f"{metric}: {score['reason']}"
+        for metric, score in own.items()
+        if score["status"] == UNSCORED
     )
     return row
 
 
-def _against_controls(rows: pd.DataFrame) -> dict[str, Any]:
-    known = rows[rows["difference"].notna()].sort_values(
-        ["value", "control"], ascending=[False, True]
-    )
+def _against_controls(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    known = [
+        s for s in scores if is_same_model_control(s["control"]) and not isnan(s["difference"])
+    ]
     names = ("advantage", "advantage_low", "advantage_high", "advantage_q_value")
-    if known.empty:
+    if not known:
         empty = dict.fromkeys(("best_control_iou_without_sink", *names), np.nan)
         return {"best_control": "", **empty, "beats_every_control": None}
-    best = known.iloc[0]
-    values = best[["difference", "difference_low", "difference_high", "q_value"]]
+    best = min(known, key=lambda s: (-s["value"], s["control"]))
+    values = (best[key] for key in ("difference", "difference_low", "difference_high", "q_value"))
     return {
         "best_control": best["control"],
         "best_control_iou_without_sink": best["value"],
         **dict(zip(names, values, strict=True)),
-        "beats_every_control": bool(known["beats_control"].astype(bool).all()),
+        "beats_every_control": all(bool(s["beats_control"]) for s in known),
     }
 
 

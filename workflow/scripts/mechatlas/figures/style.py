@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, ParamSpec
 
 from mechatlas.io import atomic_path, write_text
@@ -38,6 +39,7 @@ SETTINGS = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so widths are the same everywhere
     "font.size": 9,
     "axes.titlesize": 10,
+    "axes.titley": 1.0,  # no tick labels are above
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
@@ -94,13 +96,24 @@ def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        import matplotlib
-
+        matplotlib = _without_help_texts()
         journal = {} if _width.get() is None else JOURNAL
         with matplotlib.rc_context(SETTINGS | journal):
             return function(*args, **kwargs)
 
     return wrapper
+
+
+@functools.cache
+def _without_help_texts() -> ModuleType:
+    """Import matplotlib without the lists of properties in help texts, a fifth of the time that importing takes."""
+    import matplotlib.artist
+
+    before, matplotlib.artist.kwdoc = matplotlib.artist.kwdoc, lambda artist: ""
+    import matplotlib.figure
+
+    matplotlib.artist.kwdoc = before
+    return matplotlib
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:

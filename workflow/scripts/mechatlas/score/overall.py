@@ -65,9 +65,9 @@ def _mean(values: list[np.ndarray], confidence: float) -> tuple[float, float, fl
     return float(mean[0]), *interval(mean, confidence)
 
 
-def same_model_controls(scores: pd.DataFrame) -> pd.DataFrame:
-    """Rows of scores that hold a control on the same model."""
-    return scores[~scores["control"].isin(("none", "random_weights"))]
+def is_same_model_control(name: str) -> bool:
+    """Tell whether scores under this name are those of a control on the same model."""
+    return name not in (OWN, "random_weights")
 
 
 def beats_every_control(scores: pd.DataFrame, metric: str = CONTROL_METRIC) -> pd.Series:
@@ -81,8 +81,8 @@ def beats_every_control(scores: pd.DataFrame, metric: str = CONTROL_METRIC) -> p
     Series of bool, by unit
         Only units with at least one comparison.
     """
-    rows = same_model_controls(scores[scores["metric"] == metric])
-    rows = rows[rows["beats_control"].notna()]
+    rows = scores[(scores["metric"] == metric) & scores["beats_control"].notna()]
+    rows = rows[rows["control"].map(is_same_model_control)]
     return rows["beats_control"].astype(bool).groupby(rows["unit"]).all()
 
 

@@ -181,13 +181,16 @@ def _add_patterns(table: Table, documents: pd.DataFrame, settings: SummarySettin
         return
     names, weights = weights_of(documents, settings, "patterns")
     place = {name: i for i, name in enumerate(names)}
-    for (layer, head, explainer, control), group in documents.groupby(VARIANT):
-        at = group["doc"].astype(str).map(place).to_numpy()
+    at = documents["doc"].astype(str).map(place).to_numpy()
+    all_sums = documents[list(SUMS)].to_numpy()
+    all_counts = np.stack(
+        [np.stack(documents[name].to_list()) for name in ("active", "other")], axis=1
+    )
+    for (layer, head, explainer, control), rows in documents.groupby(VARIANT).indices.items():
         sums = np.zeros((len(names), len(SUMS)))
-        sums[at] = group[list(SUMS)].to_numpy()
+        sums[at[rows]] = all_sums[rows]
         counts = np.zeros((len(names), 2, BINS))
-        counts[at, 0] = np.stack(group["active"].to_list())
-        counts[at, 1] = np.stack(group["other"].to_list())
+        counts[at[rows]] = all_counts[rows]
         summed = weights @ sums
         found = {metric: _quietly(f, summed) for metric, f in PATTERN_METRICS.items()}
         found["average_precision"] = average_precision_replicates(
@@ -196,7 +199,7 @@ def _add_patterns(table: Table, documents: pd.DataFrame, settings: SummarySettin
         for metric, values in found.items():
             reason = "" if np.isfinite(values[0]) else _undefined(metric)
             key = (int(layer), int(head), str(explainer), metric, str(control))
-            table[key] = Metric(None if reason else values, len(at), reason)
+            table[key] = Metric(None if reason else values, len(rows), reason)
 
 
 def _quietly(statistic: Callable[[np.ndarray], np.ndarray], totals: np.ndarray) -> np.ndarray:
@@ -217,17 +220,15 @@ def _add_events(table: Table, events: pd.DataFrame, settings: SummarySettings) -
     place = {name: i for i, name in enumerate(names)}
     # A top event and its matched negatives are found by the place of the top event.
     length = int(events[["query", "key"]].to_numpy().max()) + 1
-    events = events.assign(
-        at=events["doc"].astype(str).map(place),
-        bin=score_bins(events["prediction"]),
-        role=events["role"].astype("category"),
-        place=_place(events, "query", "key", length),
-        anchor=_place(events, "anchor_query", "anchor_key", length),
-    )
-    for (layer, head, explainer, control), group in events.groupby(VARIANT):
-        top = group[group["role"] == "top"]
+    places = _place(events, "query", "key", length)
+    anchors = _place(events, "anchor_query", "anchor_key", length)
+    of_role = {role: (events["role"] == role).to_numpy() for role in ("top", *NEGATIVES)}
+    cells = events["doc"].astype(str).map(place).to_numpy() * BINS
+    cells += score_bins(events["prediction"].to_numpy())
+    for (layer, head, explainer, control), rows in events.groupby(VARIANT).indices.items():
+        top = rows[of_role["top"][rows]]
         for role in NEGATIVES:
-            negative = group[group["role"] == role]
+            negative = rows[of_role[role][rows]]
             key = (int(layer), int(head), str(explainer), f"auc_{role}", str(control))
             fewest = min(len(top), len(negative))
             if fewest < settings.min_events:
@@ -236,11 +237,11 @@ def _add_events(table: Table, events: pd.DataFrame, settings: SummarySettings) -
                 )
                 continue
             # Only positives whose negative exists count, once for each, so that both sides are matched.
-            anchors = np.sort(negative["anchor"].to_numpy())
-            matches = np.searchsorted(anchors, top["place"], "right")
-            matches -= np.searchsorted(anchors, top["place"], "left")
-            positives = _counts(top, len(names), matches)
-            negatives = _counts(negative, len(names), np.ones(len(negative)))
+            matched = np.sort(anchors[negative])
+            matches = np.searchsorted(matched, places[top], "right")
+            matches -= np.searchsorted(matched, places[top], "left")
+            positives = _counts(cells[top], len(names), matches)
+            negatives = _counts(cells[negative], len(names), np.ones(len(negative)))
             values = roc_auc_replicates(positives, negatives, weights)
             documents = int(((positives + negatives).sum(1) > 0).sum())
             table[key] = Metric(values, documents)
@@ -252,9 +253,8 @@ def _place(events: pd.DataFrame, query: str, key: str, length: int) -> np.ndarra
     return (window * length + events[query].to_numpy()) * length + events[key].to_numpy()
 
 
-def _counts(events: pd.DataFrame, documents: int, matches: np.ndarray) -> np.ndarray:
-    codes = events["at"].to_numpy() * BINS + events["bin"].to_numpy()
-    counts = np.bincount(codes, matches, minlength=documents * BINS)
+def _counts(cells: np.ndarray, documents: int, matches: np.ndarray) -> np.ndarray:
+    counts = np.bincount(cells, matches, minlength=documents * BINS)
     return counts.reshape(documents, BINS)
 
 

@@ -170,16 +170,17 @@ def feature_details(
     graph = made.graph
     nodes = np.flatnonzero(made.pruned.nodes & (graph.kind == FEATURE)).tolist()
     wanted = {(int(graph.layer[n]), int(graph.feature[n])) for n in nodes}
-    known = read_table(features).set_index(["layer", "feature"])
-    rows = read_table(examples).set_index(["layer", "feature"]).sort_index()
+    known = {(row.layer, row.feature): row for row in read_table(features).itertuples()}
+    rows = read_table(examples)
+    of_feature = rows.groupby(["layer", "feature"]).indices
     tokens = read_windows(windows).tokens
     found = {}
     for layer, feature in sorted(wanted):
-        row = known.loc[(layer, feature)]
+        row = known[layer, feature]
         up, down = promoted(model, clt, tokenizer, layer, feature)
-        own = rows.loc[[(layer, feature)]] if (layer, feature) in rows.index else rows.iloc[:0]
+        own = rows.iloc[of_feature.get((layer, feature), [])]
         found[layer, feature] = {
-            "note": f"active on {100 * row['density']:.2g} % of test tokens, at most {row['max']:.3g}",
+            "note": f"active on {100 * row.density:.2g} % of test tokens, at most {row.max:.3g}",
             "up": up,
             "down": down,
             "examples": [_excerpt(tokenizer, tokens, one) for one in own.itertuples()],

@@ -23,7 +23,7 @@ def cluster_features(
     ----------
     graph, pruned
     distance : float
-        Features are joined (average linkage) up to this cosine distance of their profiles: their incoming and
+        Features are joined (average linkage) below this cosine distance of their profiles: their incoming and
         outgoing kept edges, each side at length 1.
     layer_span : int
         Features further apart than so many layers are never joined.
@@ -38,7 +38,7 @@ def cluster_features(
     UserError
         If ``distance`` is not in (0, 2] or ``layer_span`` is negative.
     """
-    from sklearn.cluster import AgglomerativeClustering
+    from scipy.cluster.hierarchy import fcluster, linkage
 
     if not 0 < distance <= 2 or layer_span < 0:
         raise UserError(
@@ -56,10 +56,9 @@ def cluster_features(
         # Larger than any distance that is asked for, so that an average over such a pair is too.
         apart = np.abs(np.subtract.outer(graph.layer[here], graph.layer[here])) > layer_span
         far[apart] = 1e6
-        labels = AgglomerativeClustering(
-            None, metric="precomputed", linkage="average", distance_threshold=distance
-        ).fit_predict(far)
-        for label in range(labels.max() + 1):
+        pairs = far[np.triu_indices(len(here), 1)]
+        labels = fcluster(linkage(pairs, "average"), np.nextafter(distance, 0), "distance")
+        for label in np.unique(labels):
             members = here[labels == label]
             if len(members) > 1:
                 best = members[np.argmax(pruned.influence[members])]
@@ -105,6 +104,10 @@ def supernode_edges(edges: csr_array, groups: Sequence[Sequence[int]]) -> np.nda
 def _profiles(edges: csr_array) -> csr_array:
     """Return incoming beside outgoing edges of every node, each side divided by its norm."""
     from scipy.sparse import hstack
-    from sklearn.preprocessing import normalize
 
-    return csr_array(hstack([normalize(csr_array(edges)), normalize(csr_array(edges.T))]))
+    return csr_array(hstack([_normalised(csr_array(edges)), _normalised(csr_array(edges.T))]))
+
+
+def _normalised(rows: csr_array) -> csr_array:
+    length = np.sqrt(rows.multiply(rows).sum(1))
+    return rows.multiply(1 / np.where(length > 0, length, 1)[:, None]).tocsr()

@@ -8,14 +8,16 @@ the key's token, and that towards the mean over everything, by `PSEUDO` made-up 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pandas as pd
 
-from mechatlas.explain.latents.programs import LatentProgram
-from mechatlas.explain.programs import Program
 from mechatlas.explain.vocabulary import TokenView, Vocabulary
+
+if TYPE_CHECKING:  # pages without a judge import this and need no programs
+    from mechatlas.explain.latents.programs import LatentProgram
+    from mechatlas.explain.programs import Program
 
 PSEUDO = 5.0
 #: Windows predicted at once are bounded by this many attention entries (float32).

@@ -9,6 +9,8 @@ import pandas as pd
 #: Beginnings of the names of the metrics that need no threshold, one or more of each scorer that asks for grades.
 HEADLINE = ("auc", "correlation", "accuracy")
 PREFIX = "judge."
+#: The explainer of units that were made up, as ceiling and floor of a judge (`mechatlas.score.judge.planted`).
+PLANTED = "planted"
 KEY = ["layer", "head", "explainer"]
 #: Columns of judge_scores.parquet, and what follows the name of the score.
 OWN = {"value": "", "low": "_low", "high": "_high", "gain_over_lookup": "_over_lookup"}

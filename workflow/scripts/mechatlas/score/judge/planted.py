@@ -27,10 +27,10 @@ from mechatlas.explain.programs import Part, Program
 from mechatlas.explain.render import render
 from mechatlas.explain.vocabulary import TokenView
 from mechatlas.score.judge.baselines import PairCodes, PairLookup, ProgramBaseline
+from mechatlas.score.judge.columns import PLANTED
 from mechatlas.score.judge.heads import HeadActivity
 from mechatlas.score.judge.items import UnitName
 
-EXPLAINER = "planted"
 SHARE = 0.9
 #: In the order in which they are used; sharp rules whose English leaves nothing open.
 FORMS: tuple[Form, ...] = (
@@ -49,7 +49,7 @@ FORMS: tuple[Form, ...] = (
 def planted_programs(count: int) -> dict[str, Program]:
     """Return the programs of the first ``count`` planted units (at most all of `FORMS`) by unit name."""
     return {
-        f"{EXPLAINER}.{number}": Program(parts=(Part(share=SHARE, form=form),))
+        f"{PLANTED}.{number}": Program(parts=(Part(share=SHARE, form=form),))
         for number, form in enumerate(FORMS[:count], 1)
     }
 
@@ -59,7 +59,7 @@ def planted_records(count: int) -> list[dict[str, Any]]:
     nothing = TokenView(np.zeros((0, 1), dtype=np.int64), vocabulary=None)  # type: ignore[arg-type]
     return [
         {
-            **{"unit": unit, "layer": -1, "head": -1, "explainer": EXPLAINER, "control": "none"},
+            **{"unit": unit, "layer": -1, "head": -1, "explainer": PLANTED, "control": "none"},
             # Symbolic forms are rendered without looking at any text.
             **{"text": render(program, nothing), "program": program, "reason": ""},
         }

@@ -16,9 +16,9 @@ from mechatlas.explain.latents.data import LatentData
 from mechatlas.explain.latents.programs import LatentProgram, Rule
 from mechatlas.explain.vocabulary import Vocabulary
 from mechatlas.score.judge.baselines import LatentProgramBaseline, TokenLookup
+from mechatlas.score.judge.columns import PLANTED
 from mechatlas.score.judge.items import UnitName
 from mechatlas.score.judge.latents import LatentActivity
-from mechatlas.score.judge.planted import EXPLAINER
 
 #: In the order in which they are used; rules whose English leaves nothing open in any text.
 RULES: tuple[tuple[Condition, ...], ...] = (
@@ -36,7 +36,7 @@ RULES: tuple[tuple[Condition, ...], ...] = (
 def planted_latent_programs(count: int) -> dict[str, LatentProgram]:
     """Return the programs of the first ``count`` planted latents (at most all of `RULES`) by unit name."""
     return {
-        f"{EXPLAINER}.{number}": LatentProgram(parts=(Rule(conditions=conditions, value=1.0),))
+        f"{PLANTED}.{number}": LatentProgram(parts=(Rule(conditions=conditions, value=1.0),))
         for number, conditions in enumerate(RULES[:count], 1)
     }
 
@@ -46,7 +46,7 @@ def planted_latent_records(count: int) -> list[dict[str, Any]]:
     nothing = Vocabulary(["<bos>"], 0)  # these rules name no tokens
     return [
         {
-            **{"unit": unit, "layer": -1, "latent": -1, "explainer": EXPLAINER, "control": "none"},
+            **{"unit": unit, "layer": -1, "latent": -1, "explainer": PLANTED, "control": "none"},
             **{"text": program.english(nothing), "program": program, "reason": ""},
         }
         for unit, program in planted_latent_programs(count).items()

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from mechatlas.io import rng_for
+from mechatlas.score.judge.columns import PLANTED
 from mechatlas.score.judge.items import LEAST_GROUPS, RANDOM_PLACE
 from mechatlas.score.judge.judging import UNSCORED
 from mechatlas.score.judge.metrics import (
@@ -26,7 +27,6 @@ from mechatlas.score.judge.metrics import (
     metric_names,
     prepare,
 )
-from mechatlas.score.judge.planted import EXPLAINER as PLANTED
 from mechatlas.stats.bootstrap import adjust_fdr, document_weights, interval, sign_p_value
 
 SUBJECT = ["unit", "explainer", "control", "scorer"]
