@@ -12,7 +12,7 @@ import yaml
 
 from conftest import REPOSITORY, fake_model, snakemake
 from mechatlas import config_docs
-from mechatlas.config import ConfigError, complete_config, load_schema
+from mechatlas.config import ConfigError, complete_config, load_schema, sources_of
 from mechatlas.explain.fit import FitSettings, settings_from
 from mechatlas.explain.fit_scores import ScoreFit
 from mechatlas.io import seed_for
@@ -49,7 +49,7 @@ def test_defaults_are_filled_in_at_every_depth(place: Path) -> None:
     config = complete_config(good(), place, place)
     assert config["seed"] == 0
     assert config["sampling"]["split"] == {"train": 0.5, "validation": 0.2, "test": 0.3}
-    assert config["models"]["mine"] == {"path": "model", "bos": None}
+    assert config["models"]["mine"] == {"path": "model", "bos": None, "sources": None}
     assert config["sources"]["notes"]["text_key"] == "text"
     partial = complete_config(changed("sampling/windows", 10), place, place)
     assert (partial["sampling"]["windows"], partial["sampling"]["window_len"]) == (10, 192)
@@ -65,6 +65,21 @@ def test_completion_is_idempotent_and_leaves_its_input_alone(place: Path) -> Non
 def test_null_entries_are_left_out(place: Path) -> None:
     config = complete_config(changed("models/demo", None), place, place)
     assert list(config["models"]) == ["mine"]
+
+
+def test_a_model_may_be_for_some_sources(place: Path) -> None:
+    config = good()
+    config["sources"] |= {"more": {"kind": "synthetic", "style": "qa"}, "none": None}
+    for named, expected in (
+        (None, ["wiki", "notes", "more"]),
+        (["more", "none"], ["more"]),
+        (["none"], ["wiki", "notes", "more"]),
+    ):
+        config["models"]["mine"]["sources"] = named
+        assert sources_of(complete_config(config, place, place), "mine") == expected
+    config["models"]["mine"]["sources"] = ["mor"]
+    (error,) = errors_of(config, place)
+    assert error.startswith("models.mine.sources: 'mor' is not among sources; did you mean 'more'")
 
 
 def test_dictionaries_may_be_for_models_that_are_left_out(place: Path) -> None:
@@ -85,7 +100,7 @@ def test_numbers_may_be_text_as_the_command_line_gives_them(place: Path) -> None
     assert complete["sampling"]["windows"] == 12
     assert complete["score"]["replacement_shares"] == [0.5, 1]
     assert complete["score"]["fdr"] == 0.1
-    assert complete["models"] == {"mine": {"path": "model", "bos": None}}
+    assert complete["models"] == {"mine": {"path": "model", "bos": None, "sources": None}}
 
 
 def test_numbers_that_may_be_null_may_be_text_too(place: Path) -> None:

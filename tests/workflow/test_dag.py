@@ -33,18 +33,18 @@ LATENTS = ("capture_latents", "merge_latents", "explain_latents", "measure_laten
 
 def jobs(
     models: int,
-    sources: int,
+    places: int,
     chunks: int,
     *,
+    sources: int = 2,
     control: bool = True,
     dictionaries: int = 1,
     tasks: int | None = None,
 ) -> dict[str, int]:
-    """Return how many jobs the default target must have."""
-    pairs = models * sources
+    """Return how many jobs the default target must have; places are models with one of their sources."""
     # demo-4l has all four tasks, demo-2l one.
     tasks = {1: 4, 2: 5}[models] if tasks is None else tasks
-    captured = pairs * (2 if control else 1)
+    captured = places * (2 if control else 1)
     both = ("merge_events", "explain_heads", "score_heads")
     trained = (
         *("sample_windows", "replace_heads", "summarise_scores", "cluster_explanations"),
@@ -54,7 +54,7 @@ def jobs(
         "prepare_documents": sources,
         "capture_heads": captured * chunks,
         **dict.fromkeys(both, captured),
-        **dict.fromkeys(trained, pairs),
+        **dict.fromkeys(trained, places),
         **dict.fromkeys((*DICTIONARY, *LATENTS) if dictionaries else (), 1),
         **({"capture_latents": chunks} if dictionaries else {}),
         **(TRANSCODER if dictionaries else {}),
@@ -65,20 +65,25 @@ def jobs(
 
 
 OPTIONS = {
-    "default": ([], jobs(2, 2, 1)),
-    "three chunks": (["capture={chunk_windows: 200}", "sampling={windows: 600}"], jobs(2, 2, 3)),
-    "no random-weight control": (["score={controls: [swapped]}"], jobs(2, 2, 1, control=False)),
+    "default": ([], jobs(2, 3, 1)),
+    "three chunks": (["capture={chunk_windows: 200}", "sampling={windows: 600}"], jobs(2, 3, 3)),
+    "no random-weight control": (["score={controls: [swapped]}"], jobs(2, 3, 1, control=False)),
     "one model": (["models={demo-2l: null}"], jobs(1, 2, 1)),
+    "all sources": (["models={demo-2l: {sources: null}}"], jobs(2, 4, 1)),
+    "its source is left out": (
+        ["sources={synthetic-wiki: null}", "transcoders={clt: null}", "dictionaries={resid: null}"],
+        jobs(2, 2, 1, sources=1, dictionaries=0),
+    ),
     "a language model explains too": (
         ["explain={explainers: [programs, openai]}"],
-        jobs(2, 2, 1) | {"ask_explainer": 4, "ask_latents": 1},
+        jobs(2, 3, 1) | {"ask_explainer": 3, "ask_latents": 1},
     ),
     "a language model alone explains": (
         ["explain={explainers: [openai]}"],
         {
             rule: count
             for rule, count in (
-                jobs(2, 2, 1, control=False) | {"ask_explainer": 4, "ask_latents": 1}
+                jobs(2, 3, 1, control=False) | {"ask_explainer": 3, "ask_latents": 1}
             ).items()
             if rule not in ("explain_heads", "explain_latents")
         },
@@ -98,7 +103,7 @@ def test_job_counts(option: str, workflow: Path) -> None:
 
 
 def test_catalog_entry_plans_the_same(workflow: Path) -> None:
-    assert job_counts(workflow, "-s", "workflow/Snakefile") == jobs(2, 2, 1)
+    assert job_counts(workflow, "-s", "workflow/Snakefile") == jobs(2, 3, 1)
 
 
 def test_named_targets(workflow: Path) -> None:
@@ -106,7 +111,7 @@ def test_named_targets(workflow: Path) -> None:
     for target in ("heads", "circuits", "report_all", "figures", "all", "verify"):
         assert f"\n{target} (" in f"\n{listed}"
     planned = job_counts(workflow, "heads")
-    assert planned["report_heads"] == 4 and not planned.keys() & {"render_heads", "write_manifest"}
+    assert planned["report_heads"] == 3 and not planned.keys() & {"render_heads", "write_manifest"}
     assert job_counts(workflow, "verify") == {"verify": 1}
 
 
@@ -146,14 +151,15 @@ def test_workflow_as_a_module_of_another(workflow: Path, tmp_path: Path) -> None
         "    default_target: True\n"
     )
     expected = {
-        f"mechatlas_{name}": count for name, count in jobs(1, 2, 1, dictionaries=0, tasks=1).items()
+        f"mechatlas_{name}": count
+        for name, count in jobs(1, 1, 1, sources=1, dictionaries=0, tasks=1).items()
     }
     expected.pop("mechatlas_all")
     assert job_counts(place) == expected | {"everything": 1}
 
 
 def test_another_working_directory_needs_no_config(workflow: Path, tmp_path: Path) -> None:
-    assert job_counts(workflow, "--directory", str(tmp_path / "a b")) == jobs(2, 2, 1)
+    assert job_counts(workflow, "--directory", str(tmp_path / "a b")) == jobs(2, 3, 1)
 
 
 # --- a finished run: what a change makes run again -----------------------------------------------

@@ -39,7 +39,7 @@ NOT_RUN = {
 PLANNED = {
     "docs/tutorial.md: circuits": {"prune_nodes": 5, "capture_heads": 0},
     "docs/tutorial.md: verify": {"verify": 1},
-    "docs/tutorial.md: figures": {"draw_circuits": 2, "draw_heads": 4, "draw_dictionaries": 1, "write_manifest": 0},
+    "docs/tutorial.md: figures": {"draw_circuits": 2, "draw_heads": 3, "draw_dictionaries": 1, "write_manifest": 0},
     "docs/own-model.md: my-model.yaml": {"capture_heads": 4, "train_sae": 0, "prune_nodes": 2},
     "docs/own-model.md: hub.yaml": {"fetch_model": 1},
     "docs/own-corpus.md: my-corpus.yaml": {"sample_windows": 2, "prepare_documents": 1},

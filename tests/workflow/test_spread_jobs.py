@@ -36,7 +36,7 @@ def test_jobs_that_are_planned(case: str, workflow: Path) -> None:
         *("--config", f"explain={{units_per_job: {units}}}"),
         f"circuits={{layers_per_job: {layers}, parts_per_job: {parts}}}",
     )
-    assert planned == jobs(2, 2, 1) | more
+    assert planned == jobs(2, 3, 1) | more
 
 
 def test_sizes_of_models_of_the_hub(workflow: Path) -> None:
