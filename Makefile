@@ -1,4 +1,4 @@
-# make demo: install and run the embedded default.   make test: every check.   make help: the rest.
+# make demo: install and run the embedded default.   make test: the checks.   make help: the rest.
 PYTHON ?= python3
 VENV ?= .venv
 CORES ?= all
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slurm test-faults test-browser lint checks format bench bench-gpu docs docs-numbers clean
+.PHONY: help install demo test test-slow test-slurm test-faults test-browser lint checks format bench bench-gpu docs docs-numbers clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
@@ -31,8 +31,14 @@ demo: $(STAMP) ## run the default workflow and print where the report is
 	@echo "The report: $(CURDIR)/results/report/index.html"
 
 # A file's tests stay on one worker, which makes their shared fixtures once; those that run the workflow come first.
-test: checks ## the full test suite, lint included
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q --ignore=tests/slurm --ignore=tests/faults --ignore=tests/browser -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q --ignore=tests/slurm --ignore=tests/faults \
+  --ignore=tests/browser -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+test: checks ## the everyday test suite, lint included
+	$(PYTEST) -m "not slow"
+
+test-slow: $(STAMP) ## tests that run workflows to their end, kill some on the way, and measure the embedded models
+	$(PYTEST) -m slow
 
 test-slurm: $(VENV)-slurm/.installed ## real runs on a one-node SLURM that is started for it (needs root and Debian's SLURM packages)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PYTHONPATH=$(abspath $(VENV)-slurm) \

@@ -14,6 +14,8 @@ from mechatlas.models.training import logits_of, mean_loss
 from mechatlas.tasks import demo_models
 from mechatlas.tasks.model_card import model_card
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).resolve().parents[2] / "resources" / "models"
 MODELS = ("demo-4l", "demo-2l")
 TARGET_CLASSES = ("numerals", "numwords", "months")

@@ -12,6 +12,8 @@ from mechatlas.score.judge.baselines import TokenLookup
 from mechatlas.score.judge.items import ItemSettings, UnitName, unit_items
 from mechatlas.score.judge.latents import LatentActivity
 
+pytestmark = pytest.mark.slow
+
 SCORERS = ("detection", "fuzzing", "pair_auc", "simulation", "intruder", "firing")
 SIZES = ItemSettings(
     items=100, pairs=50, sequences=20, trials=20, context_tokens=6, max_per_document=5, seed=0

@@ -13,6 +13,8 @@ from mechatlas.explain.vocabulary import TokenView
 from mechatlas.score.judge.metrics import JUDGE, Prepared, judge_interval, separation
 from mechatlas.stats.bootstrap import document_weights
 
+pytestmark = pytest.mark.slow
+
 UNITS = 8
 
 

@@ -21,6 +21,8 @@ from llm_server import Call, LlmServer, Reply
 
 from conftest import REPOSITORY, snakemake
 
+pytestmark = pytest.mark.slow
+
 EXPLANATIONS = "results/demo-2l/hostile/heads/explanations/openai.jsonl"
 SMALL = {
     "tasks": dict.fromkeys(("ioi", "numerals", "months", "induction")),

@@ -19,6 +19,7 @@ case $1 in
     echo "2 of the browser in 3.0s"; exit ${BROWSER_ENDS:-0} ;;
   test-faults) echo "9 passed in 100.0s" ;;
   test-slurm) echo "8 of SLURM in 400.0s"; exit ${SLURM_ENDS:-0} ;;
+  test-slow) echo "12 of whole runs in 300.0s"; exit ${SLOW_ENDS:-0} ;;
   test) echo "42 passed, 1 skipped in 500.00s (0:08:20)"; exit ${TEST_ENDS:-0} ;;
 esac
 """
@@ -89,7 +90,7 @@ def test_chromium_is_installed_and_pictures_are_kept(place: Path) -> None:
     assert status == 0 and lines[-1] == CLOSING
     assert calls == [
         *("make test-faults", "make test-slurm", "apt-get update", "apt-get install"),
-        *("make test-browser", "make test"),
+        *("make test-browser", "make test-slow", "make test"),
     ]
     pictures = place / "results" / "screenshots"
     assert f"screenshots of every view: {pictures} (2 pictures)" in lines
@@ -99,7 +100,7 @@ def test_chromium_is_installed_and_pictures_are_kept(place: Path) -> None:
 def test_chromium_that_is_there_is_taken(place: Path) -> None:
     (place / "bin" / "chromium").symlink_to(place / "bin" / "git")
     assert ci(place, USER_ID="1000")[2] == [
-        *("make test-faults", "make test-slurm", "make test-browser", "make test")
+        *("make test-faults", "make test-slurm", "make test-browser", "make test-slow", "make test")
     ]
 
 
@@ -162,7 +163,7 @@ def test_without_chromium_one_line_says_why(
     assert "make test-browser" not in calls and calls[-1] == "make test"
 
 
-@pytest.mark.parametrize("failing", ["SLURM_ENDS", "BROWSER_ENDS", "TEST_ENDS"])
+@pytest.mark.parametrize("failing", ["SLURM_ENDS", "BROWSER_ENDS", "SLOW_ENDS", "TEST_ENDS"])
 def test_a_failure_fails_all_and_the_suite_still_closes(failing: str, place: Path) -> None:
     (place / "bin" / "chromium").symlink_to(place / "bin" / "git")
     status, lines, calls = ci(place, **{failing: "2"})

@@ -122,6 +122,18 @@ def test_what_checks_or_prints_does_so_every_time(finished: Path, target: str) -
         assert job_counts(finished, target) == {target: 1}
 
 
+@pytest.mark.parametrize(("given", "kept"), [([], False), (["50/1s"], True)])
+def test_scheduler_wakes_for_jobs_alone(given: list[str], kept: bool, finished: Path) -> None:
+    """Snakemake's default limit of starts is lifted, which wakes it every second; a user's own limit stays."""
+    (finished / "asking.smk").write_text(
+        'include: "Snakefile"\n\n\nonsuccess:\n'
+        '    print("limited:", workflow.scheduler.job_rate_limiter is not None)\n'
+    )
+    option = ["--max-jobs-per-timespan", *given] if given else []
+    output = snakemake(finished, "-s", "asking.smk", "verify", "--cores", "1", *option)
+    assert f"limited: {kept}" in output
+
+
 @pytest.mark.parametrize(
     "form", (["--workflow-profile", "profiles/slrum"], ["--workflow-profile=x"])
 )
@@ -346,6 +358,7 @@ def test_new_weights_rerun_the_model_but_not_the_text(finished: Path) -> None:
     assert not planned.keys() & {"prepare_documents", "sample_windows"}
 
 
+@pytest.mark.slow
 def test_failed_job_shows_its_log_and_the_way_on(finished: Path, tmp_path: Path) -> None:
     script = finished / "workflow/scripts/report_heads.py"
     place = tmp_path / "elsewhere"
@@ -366,6 +379,7 @@ def test_failed_job_shows_its_log_and_the_way_on(finished: Path, tmp_path: Path)
     assert not list(place.glob("results/*/*/heads/report.md"))
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_as_the_readme_says(finished: Path, tmp_path: Path) -> None:
     script = finished / "workflow/scripts/merge_events.py"
     place = tmp_path / "killed"

@@ -21,6 +21,8 @@ from mechatlas.dictionaries.autoencoder import SparseAutoencoder
 from mechatlas.dictionaries.collection import write_collection
 from mechatlas.score.judge.planted_latents import planted_latent_records
 
+pytestmark = pytest.mark.slow
+
 LATENTS = 48
 SMALL = {
     "tasks": {

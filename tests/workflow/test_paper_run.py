@@ -11,6 +11,8 @@ import pytest
 
 from conftest import REPOSITORY, snakemake, write_yaml
 
+pytestmark = pytest.mark.slow
+
 FEW = {"prompts": 12, "held_out": 12}
 #: What makes a run small; the procedures are those of the papers.
 SMALL = {

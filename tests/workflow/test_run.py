@@ -19,6 +19,8 @@ import yaml
 
 from conftest import REPOSITORY, snakemake
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "sources": {
         "synthetic-qa": None,
