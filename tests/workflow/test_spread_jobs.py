@@ -18,11 +18,11 @@ PLANNED = {
     "one of each, two parts": (
         *(1, 1, 2),
         {
-            **{"fit_heads": 16, "fit_latents": 8, "patch_layers": 10},
+            **{"fit_heads": 12, "fit_latents": 8, "patch_layers": 10},
             **{"trace_parts": 35, "prune_halves": 10},
         },
     ),
-    "whole layers only": (3, 0, 0, {"fit_heads": 16, "fit_latents": 3}),
+    "whole layers only": (3, 0, 0, {"fit_heads": 12, "fit_latents": 3}),
     "everything at once": (100, 2, 13, {}),
     "patching and edges": (0, 1, 12, {"patch_layers": 10, "trace_parts": 10}),
 }
