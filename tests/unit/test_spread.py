@@ -93,8 +93,8 @@ def test_forecast_counts_the_jobs() -> None:
     config["circuits"] |= {"layers_per_job": 2, "parts_per_job": 2}
     several = {work.rule: work for work in work_of(config, shapes)}
     jobs = {rule: work.jobs for rule, work in several.items()}
-    # Two sources with their controls, four layers and two; one dictionary; four tasks in two jobs, and one job.
-    assert [jobs[rule] for rule in ("fit_heads", "explain_heads")] == [4 * (4 + 2), 8]
+    # With their controls: four layers on two sources, two on one; one dictionary; four tasks in two jobs, and one job.
+    assert [jobs[rule] for rule in ("fit_heads", "explain_heads")] == [2 * (4 * 2 + 2), 6]
     assert [jobs[rule] for rule in ("fit_latents", "explain_latents")] == [2, 1]
     assert [jobs[rule] for rule in ("patch_layers", "measure_components")] == [8, 5]
     # Two orders, the smallest circuit, four curves, four receivers and four layers, or two, are 15 parts or 13.

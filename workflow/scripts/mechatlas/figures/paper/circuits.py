@@ -21,6 +21,7 @@ from mechatlas.figures.circuits import (
 from mechatlas.figures.circuits.captions import caption
 from mechatlas.figures.circuits.page import METRIC_WORDS, looking_heads, prompts
 from mechatlas.figures.circuits.results import CircuitResults, TaskResults
+from mechatlas.figures.circuits.words import scored_by
 from mechatlas.figures.paper.files import Drawn, drawn_at
 from mechatlas.figures.paper.fit import SMALLEST, fit
 from mechatlas.figures.paper.published import Published, agreement, mark
@@ -153,7 +154,7 @@ def edge_figures(task: TaskResults, published: Published) -> Iterator[Drawn]:
             if shown == len(table)
             else f"{shown} strongest of {len(table)} edges"
         )
-        text = caption("graph_inputs", which=which, **said)
+        text = caption("graph_inputs", which=which, scored=scored_by(task), **said)
         yield Drawn(
             f"{name}_edge-graph" if inputs else f"{name}_edge-graph-heads",
             figure,
