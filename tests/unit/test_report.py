@@ -316,6 +316,11 @@ def test_executed_notebook_holds_what_a_notebook_should(
     assert outputs and {o.output_type for o in outputs} == {"execute_result"}
 
 
+def test_without_controls_no_head_beats_them() -> None:
+    columns = {"metric": ["iou"], "beats_control": [None], "control": ["none"], "unit": ["L0.H0"]}
+    assert beats_every_control(pd.DataFrame(columns)).empty
+
+
 def test_page_shows_markup_as_it_is_and_all_else_as_plain_text() -> None:
     import nbformat
 

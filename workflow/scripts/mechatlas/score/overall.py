@@ -82,7 +82,7 @@ def beats_every_control(scores: pd.DataFrame, metric: str = CONTROL_METRIC) -> p
         Only units with at least one comparison.
     """
     rows = scores[(scores["metric"] == metric) & scores["beats_control"].notna()]
-    rows = rows[rows["control"].map(is_same_model_control)]
+    rows = rows[rows["control"].map(is_same_model_control).astype(bool)]
     return rows["beats_control"].astype(bool).groupby(rows["unit"]).all()
 
 
