@@ -48,6 +48,7 @@ GPT2 = ModelConfig("gpt2", 12, 12, 12, 768, 64, 3072, 1024, 50257, 1e-5, "gelu_n
 SMALL = ModelConfig("gpt2", 3, 4, 4, 64, 16, 256, 256, 500, 1e-5, "gelu_new", True)
 PRECISIONS = ("float32", "tf32", "bfloat16")
 PLACE = ("resid_mid", 0)
+MANY = "capture of four times as many"
 ENOUGH_SECONDS = 8.0  # a run that has taken so long in all is not repeated
 
 
@@ -148,15 +149,15 @@ def capture(bench: Bench) -> dict[str, Any]:
                 m, b, {"pattern": lambda value, layer: None}
             ),
             "capture": lambda m=model: _capture(m, windows, batch),
-            "capture of four times as many": lambda m=model: _capture(m, many, batch),
+            MANY: lambda m=model: _capture(m, many, batch),
             **_peer_forward(bench, dtype, batches),
         }
         times = bench.time(runs)
         seconds = {name: entry["seconds"] for name, entry in times.items()}
         for name, entry in times.items():
-            tokens = count * length * (4 if "four" in name else 1)
+            tokens = count * length * (4 if name == MANY else 1)
             entry["tokens_per_s"] = tokens / entry["seconds"]
-        further = (seconds["capture of four times as many"] - seconds["capture"]) / 3
+        further = (seconds[MANY] - seconds["capture"]) / 3
         out[dtype] = {
             "times": times,
             "capture_over_forward": seconds["capture"] / seconds["forward"],

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mechatlas.capture.draws import random_pairs, uniform_of
+from mechatlas.capture.events import Batch, quantile_candidates
 from mechatlas.capture.merge import draw_quantiles, merge_events, merge_statistics
 from mechatlas.capture.patterns import read_activations, read_patterns
 from mechatlas.capture.reservoirs import Reservoir, new_events
@@ -122,6 +123,31 @@ def test_top_events_equal_brute_force(run):
                 assert (
                     list(zip(mine["window"], mine["query"], mine["key"], strict=True)) == expected
                 )
+
+
+def test_first_batches_leave_out_only_what_their_own_sample_does():
+    """The sample drawn from the candidates of a batch is that from all its entries, of which they are few."""
+    rng, size, length = np.random.default_rng(0), 9, 12
+    splits = np.arange(size) % 2
+    own = np.arange(size) != 4
+    queries = np.sort(rng.integers(1, length, (size, 2)), 1)
+    uniforms = rng.random((size, 2, length))
+    batch = Batch(
+        np.arange(size), splits, own, torch.from_numpy(queries), torch.from_numpy(uniforms),
+        np.zeros((0, 3), np.int64),
+    )  # fmt: skip
+    norms = torch.from_numpy(rng.random((size, HEADS, length, length)).astype(np.float32)).tril()
+    few, every = (
+        quantile_candidates(norms, norms, batch, np.zeros((2, HEADS)), count)
+        for count in (5, 10**9)
+    )
+    rows = norms.numpy()[np.arange(size)[:, None], :, queries][own]
+    assert len(every) == np.count_nonzero(rows) and len(few) == 2 * HEADS * 5
+    for split in range(2):
+        for head in range(HEADS):
+            mine = [e[(e["head"] == head) & (splits[e["window"]] == split)] for e in (few, every)]
+            best = np.sort(mine[1]["priority"])[-5:]
+            assert np.array_equal(np.sort(mine[0]["priority"]), best)
 
 
 def test_negatives_match_their_anchors(run):

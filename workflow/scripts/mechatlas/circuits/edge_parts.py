@@ -34,12 +34,8 @@ from mechatlas.models.transformer import Transformer
 from mechatlas.tasks.pairs import PairBatch
 
 EXACT = "exact"
-KEPT = (
-    "metric",
-    "exact_prompts",
-    "acdc_threshold",
-    "acdc_prompts",
-)  # decide what `EdgeSteps` keeps
+#: Settings that decide what `EdgeSteps` keeps.
+KEPT = ("metric", "exact_prompts", "acdc_threshold", "acdc_prompts")
 
 
 class EdgeSteps(Steps):

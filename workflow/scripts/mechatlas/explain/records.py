@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from mechatlas.io import UserError, read_jsonl, read_provenance, rng_for
+from mechatlas.stats.shuffles import derangement
 
 if TYPE_CHECKING:  # most of who reads records needs neither programs nor tables
     from mechatlas.explain.dataset import HeadData
@@ -107,8 +108,8 @@ def swapped_programs(programs: dict[Head, Program], seed: int) -> dict[Head, Pro
         heads = np.array(sorted(head for at, head in programs if at == layer))
         if len(heads) < 2:
             continue
-        order = rng_for(seed, "swapped", layer).permutation(heads)
-        for head, donor in zip(order, np.roll(order, 1), strict=True):
+        donors = heads[derangement(len(heads), rng_for(seed, "swapped", layer))]
+        for head, donor in zip(heads, donors, strict=True):
             swapped[(layer, int(head))] = programs[(layer, int(donor))]
     return swapped
 

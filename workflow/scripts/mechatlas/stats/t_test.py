@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-# Sums over a deep model in float32 are good to about a hundred-thousandth, whichever way they are added up.
+# Ten times what sums over a deep model in float32 are good to, whichever way they are added up.
 ROUNDING = 1e-4
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mechatlas.explain.latents.programs import LatentProgram, parse_latent_program
 from mechatlas.io import UserError, read_jsonl, rng_for
+from mechatlas.stats.shuffles import derangement
 
 OWN = "none"
 Key = tuple[int, int]  # layer, latent
@@ -64,11 +65,6 @@ def swapped_latents(programs: Mapping[Key, LatentProgram], seed: int) -> dict[Ke
         keys = sorted(key for key in programs if key[0] == layer)
         if len(keys) < 2:
             continue
-        order = [keys[i] for i in rng_for(seed, "swapped latents", layer).permutation(len(keys))]
-        for key, donor in zip(order, _rolled(order), strict=True):
-            swapped[key] = programs[donor]
+        donors = derangement(len(keys), rng_for(seed, "swapped latents", layer))
+        swapped |= {key: programs[keys[donor]] for key, donor in zip(keys, donors, strict=True)}
     return swapped
-
-
-def _rolled(items: Sequence[Key]) -> list[Key]:
-    return [items[-1], *items[:-1]]
